@@ -1,0 +1,119 @@
+"""Residual blocks of the encoder, decoder and prior nets (Appendix of arXiv 2302.09976).
+
+Shapes: (B, channels, h, w) in and out; a block changes channels, never the resolution.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "elu": nn.ELU}
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What all residual blocks of a model share; hidden channels are int(in · block_ch_mult)."""
+
+    block_ch_mult: float = 1.0
+    activation: str = "silu"
+    weight_norm: bool = False
+    batch_norm: bool = False
+
+    def hidden(self, channels: int) -> int:
+        """Hidden channels of a block with `channels` inputs."""
+        return int(channels * self.block_ch_mult)
+
+    def act(self) -> nn.Module:
+        """A fresh activation module."""
+        return ACTIVATIONS[self.activation]()
+
+    def norm(self, channels: int) -> list[nn.Module]:
+        """BatchNorm (momentum 0.05) in a list, or an empty list without batch_norm."""
+        return [nn.BatchNorm2d(channels, momentum=0.05)] if self.batch_norm else []
+
+    def conv(self, inp: int, out: int, kernel: int, groups: int = 1) -> nn.Module:
+        """A same-size convolution inside a block, weight-normalised where the model asks for it."""
+        layer = nn.Conv2d(inp, out, kernel, padding=kernel // 2, groups=groups)
+        return weight_norm(layer) if self.weight_norm else layer
+
+
+class ResidualBlock(nn.Module):
+    """skip(x) + β·net(x) with β = 0 at the start, so that every block starts as its skip."""
+
+    def __init__(self, net: nn.Sequential, in_channels: int, out_channels: int):
+        super().__init__()
+        self.net = net
+        self.beta = nn.Parameter(torch.zeros(1))
+        self.skip = nn.Identity()
+        if in_channels != out_channels:
+            self.skip = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, h, w) -> (B, out, h, w)."""
+        return torch.addcmul(self.skip(x), self.beta, self.net(x))
+
+
+def encoder_block(in_channels: int, out_channels: int, style: BlockStyle) -> ResidualBlock:
+    """Pre-activation: [act, 1×1], 2 × [act, 3×3], [act, 1×1]."""
+    hidden = style.hidden(in_channels)
+    layers = []
+    for inp, out, kernel in (
+        (in_channels, hidden, 1),
+        (hidden, hidden, 3),
+        (hidden, hidden, 3),
+        (hidden, out_channels, 1),
+    ):
+        layers += [*style.norm(inp), style.act(), style.conv(inp, out, kernel)]
+    return ResidualBlock(nn.Sequential(*layers), in_channels, out_channels)
+
+
+def decoder_net(in_channels: int, out_channels: int, style: BlockStyle) -> nn.Sequential:
+    """Post-activation: [1×1, act], 2 × [3×3, act], 1×1; the last one never weight-normalised."""
+    hidden = style.hidden(in_channels)
+    layers = [*style.norm(in_channels)]
+    for inp, kernel in ((in_channels, 1), (hidden, 3), (hidden, 3)):
+        layers += [style.conv(inp, hidden, kernel), *style.norm(hidden), style.act()]
+    layers += [nn.Conv2d(hidden, out_channels, 1), *style.norm(out_channels)]
+    return nn.Sequential(*layers)
+
+
+def decoder_block(in_channels: int, out_channels: int, style: BlockStyle) -> ResidualBlock:
+    """`decoder_net` as a residual block."""
+    return ResidualBlock(decoder_net(in_channels, out_channels, style), in_channels, out_channels)
+
+
+def prior_net(in_channels: int, out_channels: int, style: BlockStyle) -> nn.Sequential:
+    """[1×1, act], [depthwise 5×5, act], 1×1 that starts at zero; without residual."""
+    hidden = style.hidden(in_channels)
+    net = nn.Sequential(
+        *style.norm(in_channels),
+        style.conv(in_channels, hidden, 1),
+        *style.norm(hidden),
+        style.act(),
+        style.conv(hidden, hidden, 5, groups=hidden),
+        *style.norm(hidden),
+        style.act(),
+        nn.Conv2d(hidden, out_channels, 1),
+        *style.norm(out_channels),
+    )
+    zero_init(last_conv(net))
+    return net
+
+
+def last_conv(net: nn.Sequential) -> nn.Conv2d:
+    """The last convolution of a net (a BatchNorm may follow it)."""
+    return [layer for layer in net if isinstance(layer, nn.Conv2d)][-1]
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Zero weight and bias, in place."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32 if it came out of a half-precision layer: bounds are never computed in halves."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

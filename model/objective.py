@@ -1,0 +1,64 @@
+"""From a posterior pass to the loss and its named parts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.ladder_vae import LadderOutput
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """Per image, nats unless said otherwise."""
+
+    loss: Tensor  # scalar, bits/dim: what is minimised
+    reconstruction: Tensor  # (B,)
+    kl: Tensor  # (B, number of latents)
+
+    @property
+    def nelbo(self) -> Tensor:
+        """reconstruction + Σ kl: (B,)."""
+        return self.reconstruction + self.kl.sum(1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """(−log p(x | z, u) + β·KL) / (D ln 2), β rising linearly over the first `warmup` epochs.
+
+    free_bits_thr λ > 0 floors each Gaussian latent's KL per element at λ/size (Kingma et al. 2016).
+    The context keeps its KL: it is an estimate, and flooring an estimate would bias it.
+    """
+
+    beta_start: float = 1.0
+    beta_end: float = 1.0
+    warmup: int = 0
+    free_bits_thr: float = 0.0
+
+    def beta(self, epoch: int) -> float:
+        """β in epoch 0, 1, …: beta_start, …, beta_end from epoch `warmup` on."""
+        if epoch >= self.warmup:
+            return self.beta_end
+        return self.beta_start + (self.beta_end - self.beta_start) * epoch / self.warmup
+
+    def __call__(self, output: LadderOutput, beta: float) -> LossParts:
+        """The training loss of a batch."""
+        reconstruction, kl = output.reconstruction, output.kl
+        penalty = kl
+        if self.free_bits_thr > 0:
+            penalty = torch.stack([self._floored(latent) for latent in output.latents], dim=1)
+        dims = output.target[0].numel()
+        loss = (reconstruction + beta * penalty.sum(1)).mean() / (dims * math.log(2.0))
+        return LossParts(loss, reconstruction, kl)
+
+    def _floored(self, latent) -> Tensor:
+        kl = latent.kl.flatten(1)
+        if hasattr(latent.p, "logvar"):
+            kl = kl.clamp(min=self.free_bits_thr / kl.shape[1])
+        return kl.sum(1)
+
+
+def bits_per_dim(nats: Tensor | float, dims: int) -> Tensor | float:
+    """nats / (D ln 2)."""
+    return nats / (dims * math.log(2.0))

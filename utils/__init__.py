@@ -1,0 +1,1 @@
+"""Everything around the science: configs, runs, evaluation, checkpoints, pictures."""
