@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.decoder import Latent
+from model.diffusion import DiffusionPrior
 from model.distributions import Gaussian, sum_per_image
 from model.layers import BlockStyle
 from model.likelihoods import LIKELIHOODS, Likelihood
@@ -101,6 +102,11 @@ class LadderVAE(nn.Module):
         )
         return LadderOutput(self._px(head), [*top, *latents], target)
 
+    def fit_context(self, images: Tensor, max_value: int) -> None:
+        """Fit what the context takes from the training images (N, C, H, W), levels 0 … max_value."""
+        if self.decoder.num_top:
+            self.decoder.context.fit_scale(images, max_value)
+
     def encode(self, x: Tensor) -> list[Tensor]:
         """The encoder's features of x, bottom up."""
         mean, std = self.standardisation
@@ -114,11 +120,21 @@ class LadderVAE(nn.Module):
         given: Sequence[Tensor] = (),
     ) -> Likelihood:
         """p(x | latents) of n draws; the first latents from the top may be given, each (n, w, h, h)."""
+        return self.generate_latents(n, temperature, noise, given)[1]
+
+    def generate_latents(
+        self,
+        n: int,
+        temperature: float = 1.0,
+        noise: Noise | None = None,
+        given: Sequence[Tensor] = (),
+    ) -> tuple[list[Tensor], Likelihood]:
+        """The latents' values (top to bottom) behind `generate`, and its p(x | latents)."""
         noise = noise or Noise.fresh(n, self.device)
         tops = self.decoder.num_top
         top = list(given[:tops]) or self.decoder.sample_top(n, noise, temperature)
-        _, head = self.decoder.descend(n, top, None, given[tops:], noise, temperature)
-        return self._px(head)
+        latents, head = self.decoder.descend(n, top, None, given[tops:], noise, temperature)
+        return [*top, *(latent.z for latent in latents)], self._px(head)
 
     @torch.no_grad()
     def sample(self, n: int, temperature: float = 1.0, noise: Noise | None = None) -> Tensor:
@@ -214,6 +230,11 @@ class LadderVAE(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+    @property
+    def has_diffusion(self) -> bool:
+        """Whether a latent's prior is a diffusion model."""
+        return any(isinstance(module, DiffusionPrior) for module in self.modules())
 
     def _px(self, head: Tensor) -> Likelihood:
         return self.likelihood.from_head(head, self.image_shape[0])

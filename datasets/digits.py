@@ -1,0 +1,21 @@
+"""scikit-learn's handwritten digits: 1,797 real 8×8 images with 17 grey levels, no download.
+
+UCI ML hand-written digits (Alpaydin & Kaynak 1998), CC BY 4.0; shipped inside scikit-learn.
+"""
+
+import torch
+from sklearn.datasets import load_digits
+
+from datasets.splits import ImageSplits, hold_out
+
+LEVELS = 16
+TEST = 297
+VALIDATION = 200
+
+
+def load() -> ImageSplits:
+    """1,300 + 200 + 297 images (1, 8, 8), levels 0 … 16."""
+    images = torch.from_numpy(load_digits().images).to(torch.uint8)[:, None]
+    rest, test = hold_out(images, TEST)
+    train, validation = hold_out(rest, VALIDATION)
+    return ImageSplits(train, validation, test, max_value=LEVELS)

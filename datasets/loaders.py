@@ -1,0 +1,110 @@
+"""Batches: uint8 images gathered and normalised on the device; no per-item Python.
+
+What a step trains on is a function of (seed, epoch, batch), so an interrupted epoch can go on
+anywhere; evaluation shards hold every image exactly once, for any number of processes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x (B, C, H, W) in [−1, 1], channels last; ids (B,): the images' places in their split."""
+
+    x: Tensor
+    ids: Tensor
+
+
+def normalise(images: Tensor, max_value: int) -> Tensor:
+    """uint8 levels 0 … max_value -> float32 in [−1, 1], channels last."""
+    x = images.float().mul_(2.0 / max_value).sub_(1.0)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class TrainBatches:
+    """The training set in a fresh order each epoch, in global batches of which this is one share.
+
+    The incomplete batch at an epoch's end is left out. `batch_size` is global; every process takes
+    its rows of it, in `passes` pieces (gradient accumulation).
+
+    Raises:
+        ValueError: if the batch cannot be divided, or there are fewer images than one batch.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        max_value: int,
+        batch_size: int,
+        seed: int,
+        horizontal_flip: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        passes: int = 1,
+    ):
+        if batch_size % (world * passes):
+            raise ValueError(
+                f"dataset.data_module.batch_size={batch_size} cannot be divided over {world} "
+                f"process(es) × train.acc_grad={passes}: use a multiple of {world * passes}."
+            )
+        if len(images) < batch_size:
+            raise ValueError(
+                f"dataset.data_module.batch_size={batch_size} is more than the {len(images)} "
+                "training images: use a smaller one."
+            )
+        self.images, self.max_value, self.batch_size = images, max_value, batch_size
+        self.seed, self.flip = seed, horizontal_flip
+        self.rank, self.world, self.passes = rank, world, passes
+
+    def __len__(self) -> int:
+        """Optimiser steps per epoch."""
+        return len(self.images) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
+        """For each step from `start` on: this process's share, as `passes` batches."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.images), generator=generator)
+        order = order.to(self.images.device)
+        flipped = torch.rand(len(self.images), generator=generator).to(self.images.device) < 0.5
+        share = self.batch_size // self.world
+        for step in range(start, len(self)):
+            first = step * self.batch_size + self.rank * share
+            ids = order[first : first + share]
+            x = normalise(self.images[ids], self.max_value)
+            if self.flip:
+                x = torch.where(flipped[ids].view(-1, 1, 1, 1), x.flip(3), x)
+            pieces = zip(x.chunk(self.passes), ids.chunk(self.passes), strict=True)
+            yield [Batch(*piece) for piece in pieces]
+
+
+class EvaluationBatches:
+    """Every image once over all processes, in order: process r has images r, r + world, ….
+
+    Raises:
+        ValueError: if there are no images.
+    """
+
+    def __init__(
+        self, images: Tensor, max_value: int, batch_size: int, rank: int = 0, world: int = 1
+    ):
+        if len(images) == 0:
+            raise ValueError("No images to evaluate: check dataset.root and task.split.")
+        self.images, self.max_value, self.batch_size = images, max_value, batch_size
+        self.ids = torch.arange(rank, len(images), world, device=images.device)
+
+    def __len__(self) -> int:
+        """Batches on this process."""
+        return -(-len(self.ids) // self.batch_size)
+
+    def first(self, count: int) -> Tensor:
+        """The first images of the whole split: (count, C, H, W) in [−1, 1]."""
+        return normalise(self.images[:count], self.max_value)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of at most batch_size images."""
+        for ids in self.ids.split(self.batch_size):
+            yield Batch(normalise(self.images[ids], self.max_value), ids)

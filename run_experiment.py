@@ -1,0 +1,189 @@
+"""Train, test or draw a model. Everything is a setting: configs/, and the README.
+
+    python run_experiment.py experiment=digits_dct_ladder
+    python -u run_experiment.py experiment=mnist_dct_ladder dataset.root=$HOME/data
+    python run_experiment.py -m experiment=digits_ladder,digits_dct_ladder train.seed=0,1,2
+    mpiexec -n 4 python -u run_experiment.py experiment=cifar_dct_ladder
+    python run_experiment.py task=test checkpoint=runs/RUN
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from datasets.loaders import EvaluationBatches, TrainBatches
+from datasets.splits import ImageSplits
+from model import LadderVAE
+from utils import checkpoint, config, distributed, results
+from utils.distributed import Processes
+from utils.runs import RunFolder
+from utils.terminal import Terminal
+from utils.tracking import open_tracker
+from utils.trainer import Interrupted, Trainer, TrainingStopped
+
+INTERRUPTED = 130  # exit status after Ctrl-C or SIGTERM
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="defaults")
+def run(composed: DictConfig) -> None:
+    """One job: what task.name says."""
+    processes = distributed.start(composed.train.ddp)
+    try:
+        (train if composed.task.name == "train" else use)(composed, processes)
+    finally:
+        distributed.stop()
+
+
+def train(composed: DictConfig, processes: Processes) -> None:
+    """Settings -> images -> model -> training -> the best checkpoint's test score."""
+    settings = config.resolve(composed)
+    config.validate(settings)
+    terminal, folder = Terminal(processes.is_main), RunFolder(settings)
+    found = folder.results()
+    if found and not settings["task"]["force"]:
+        results.show(terminal, found)
+        terminal.line(f"Finished before, in {folder.path}; task.force=true trains it again.")
+        return
+    device = distributed.pick_device(settings["train"]["device"], processes)
+    splits = distributed.main_first(processes, lambda: config.load_images(settings))
+    torch.manual_seed(settings["train"]["seed"])
+    model = config.build_model(settings).to(device, memory_format=torch.channels_last)
+    batches = train_batches(settings, splits, device, processes)
+    validation = evaluation_batches(settings, splits, "validation", device, processes)
+    make_optimizer = config.build(settings["train"]["optimizer"], "train.optimizer")
+    make_scheduler = config.build(settings["train"]["scheduler"], "train.scheduler")
+    with (
+        folder.opened(processes, anew=bool(found)),
+        open_tracker(settings["wandb"], folder, model, processes) as tracker,
+    ):
+
+        def draw(trained: LadderVAE, epoch: int, step: int) -> None:
+            if processes.is_main:
+                from utils import figures  # Matplotlib: when there is something to draw
+
+                images = validation.first(figures.COLUMNS)
+                paths = figures.draw_model(trained, images, folder.figures, settings["train"]["seed"])
+                paths.append(figures.draw_kl(tracker.local.rows(), folder.figures))
+                tracker.pictures(paths, epoch, step)
+
+        trainer = Trainer(
+            model,
+            config.build_objective(settings),
+            batches,
+            validation,
+            make_optimizer,
+            make_scheduler,
+            settings["train"],
+            lambda name, state: folder.save(name, state, processes),
+            draw,
+            tracker,
+            terminal,
+        )
+        if distributed.main_first(processes, folder.last.exists):
+            trainer.restore(checkpoint.read(folder.last, device))
+            tracker.rewind(trainer.progress.step)
+        else:
+            model.fit_context(batches.images, splits.max_value)
+        results.announce(terminal, settings, folder, splits, trainer, processes)
+        trainer.fit()
+        best, _ = checkpoint.load_model(folder.best, device=device)
+        held_out = evaluation_batches(settings, splits, "test", device, processes)
+        found = results.score(best, settings, held_out, "test", terminal)
+        draw(best, trainer.progress.epoch, trainer.progress.step)
+        tracker.summary(results.flat(found))
+        folder.finish(found, processes)
+        results.show(terminal, found)
+        terminal.line(f"Checkpoints, metrics, pictures and the log are in {folder.path}")
+
+
+def use(composed: DictConfig, processes: Processes) -> None:
+    """task=test, sample, reconstruct: a checkpoint is all they need."""
+    task, terminal = config.resolve(composed.task), Terminal(processes.is_main)
+    if composed.checkpoint is None:
+        raise config.ConfigError(
+            f"checkpoint is not set: task={task['name']} needs checkpoint=… (a .pth file or a run's "
+            "folder)."
+        )
+    device = distributed.pick_device(composed.train.device, processes)
+    overrides = list(HydraConfig.get().overrides.task)
+    model, loaded = checkpoint.load_model(composed.checkpoint, overrides, device)
+    settings = {**OmegaConf.to_container(loaded), "task": task}
+    config.validate(settings)
+    output = Path(task["output"] or checkpoint.home(composed.checkpoint, composed.runs_dir))
+    if task["name"] == "sample":
+        results.sample(model, settings, output, terminal)
+        return
+    splits = distributed.main_first(processes, lambda: config.load_images(settings))
+    batches = evaluation_batches(
+        settings, splits, task["split"], device, processes, task["num_images"]
+    )
+    if task["name"] == "reconstruct":
+        results.reconstruct(model, settings, batches, output, terminal)
+        return
+    found = results.score(model, settings, batches, task["split"], terminal)
+    results.show(terminal, found)
+    if processes.is_main:
+        terminal.line(f"Also in {results.write(found, output)}")
+
+
+def train_batches(
+    settings: dict, splits: ImageSplits, device: torch.device, processes: Processes
+) -> TrainBatches:
+    """The training set, on the device."""
+    return TrainBatches(
+        splits.train.to(device),
+        splits.max_value,
+        settings["dataset"]["data_module"]["batch_size"],
+        settings["train"]["seed"],
+        settings["dataset"]["horizontal_flip"],
+        processes.rank,
+        processes.world,
+        settings["train"]["acc_grad"],
+    )
+
+
+def evaluation_batches(
+    settings: dict,
+    splits: ImageSplits,
+    split: str,
+    device: torch.device,
+    processes: Processes,
+    num_images: int | None = None,
+) -> EvaluationBatches:
+    """This process's share of a split (of its first num_images), on the device."""
+    return EvaluationBatches(
+        getattr(splits, split)[:num_images].to(device),
+        splits.max_value,
+        settings["dataset"]["data_module"]["test_batch_size"],
+        processes.rank,
+        processes.world,
+    )
+
+
+def main() -> int:
+    """Run, and turn what a user can mend into one sentence and an exit status."""
+    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints an error of its own and exits
+    try:
+        run()
+    except (HydraException, OmegaConfBaseException, ValueError, TrainingStopped) as error:
+        if show_traceback:
+            raise
+        hydra_error = isinstance(error, (HydraException, OmegaConfBaseException))
+        print(f"Error: {config.explain(error) if hydra_error else error}", file=sys.stderr)
+        return 1
+    except (Interrupted, KeyboardInterrupt):
+        print("Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Checkpoints: written whole or not at all, read without running anything in them.
+
+A file of ours holds tensors and plain containers: {format, schema, config, model, ema, optimizer,
+scheduler, scaler, progress}. `load_model` also reads the files published for arXiv 2302.09976.
+"""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from model import LadderVAE
+from utils import published
+from utils.config import ConfigError, build_model, compose, override_settings, resolve, validate
+from utils.files import atomic_write
+
+FORMAT, SCHEMA = "dct-ladder-vae", 1
+
+
+def save(path: Path, config: dict, state: dict) -> Path:
+    """Write a checkpoint of a run with this config (which must hold no secrets)."""
+    content = {"format": FORMAT, "schema": SCHEMA, "config": config, **state}
+    return atomic_write(path, lambda file: torch.save(content, file))
+
+
+def read(path: Path, device: str | torch.device = "cpu", unsafe: bool = False) -> dict:
+    """Load a checkpoint file; `unsafe` also runs what a pickle asks for: only for files you trust.
+
+    Raises:
+        ValueError: if it is missing, damaged, or holds more than tensors and plain containers.
+    """
+    if not path.is_file():
+        raise ValueError(f"checkpoint={path} is not a file: name a .pth file or a run's folder.")
+    try:
+        content = torch.load(path, map_location=device, weights_only=not unsafe)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint={path} holds more than tensors and plain containers, or is damaged, and was "
+            "not loaded: get a good copy, or call load_model(…, unsafe=True) if you trust its source."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint={path} is damaged ({str(error).splitlines()[0]}): get a good copy."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint={path} holds no checkpoint: name another file.")
+    return content
+
+
+def locate(source: str | Path) -> Path:
+    """The file behind a path: a run's folder stands for its best checkpoint."""
+    path = Path(source).expanduser()
+    return path / "checkpoints" / "best.pth" if path.is_dir() else path
+
+
+def home(source: str | Path, runs_dir: str) -> Path:
+    """Where results about a checkpoint go: its run's folder, or one of its own in runs_dir."""
+    path = locate(source).absolute()
+    run = path.parent.parent
+    return run if (run / "config.yaml").exists() else Path(runs_dir, path.stem).absolute()
+
+
+def load_model(
+    source: str | Path,
+    overrides: Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+    unsafe: bool = False,
+) -> tuple[LadderVAE, DictConfig]:
+    """A trained model in eval mode, with the averaged weights where there are any, and its config.
+
+    source: a checkpoint of this project, a run's folder (its best one), or a file published for
+    arXiv 2302.09976. overrides: as on the command line. A published file carries no settings: it
+    needs `["experiment=mnist_dct_ladder", …]`. One of ours needs none; `model.is_k=100`,
+    `dataset.root=…` or `dataset=…` change what evaluation uses.
+
+    Raises:
+        ValueError: one sentence, if the file or the settings don't fit.
+    """
+    path = locate(source)
+    content = read(path, device, unsafe)
+    overrides = list(overrides or [])
+    if published.is_published(content):
+        if not any(item.startswith(("experiment=", "name=")) for item in overrides):
+            raise ConfigError(
+                f"checkpoint={path} has the published format, which holds no settings: add the "
+                "experiment it was trained by, as in experiment=mnist_dct_ladder."
+            )
+        settings = resolve(compose(overrides))
+    elif content.get("format") == FORMAT:
+        if content["schema"] > SCHEMA:
+            raise ValueError(
+                f"checkpoint={path} was written by a newer version of this project (schema "
+                f"{content['schema']}, this one reads up to {SCHEMA}): update it."
+            )
+        settings = override_settings(content["config"], overrides)
+    else:
+        raise ValueError(
+            f"checkpoint={path} is neither one of this project's nor a published one: name another."
+        )
+    validate(settings)
+    model = build_model(settings)
+    weights = (
+        published.convert(content, model)
+        if published.is_published(content)
+        else trained_weights(content)
+    )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = " ".join(str(error).splitlines()[1:2]).strip()
+        raise ValueError(
+            f"checkpoint={path} holds another architecture than its settings describe ({first}): "
+            "leave out the overrides of model.…."
+        ) from error
+    model = model.to(device).to(memory_format=torch.channels_last)
+    return model.eval(), OmegaConf.create(settings)
+
+
+def trained_weights(content: dict) -> dict:
+    """The weights that evaluation uses: the average where there is one."""
+    if not content["ema"]:
+        return content["model"]
+    averaged = {k.removeprefix("module."): v for k, v in content["ema"].items()}
+    averaged.pop("n_averaged")
+    return averaged

@@ -1,0 +1,102 @@
+"""Posterior collapse: KL per layer and active units, over a whole data set.
+
+KL per layer: E_x KL(q(z_l | z_{>l}, x) ‖ p(z_l | z_{>l})), averaged over two passes per image.
+
+Active units (Burda, Grosse & Salakhutdinov 2016): the share of latent elements whose posterior mean
+varies with the image, Var_x(E_q[z | x]) > 0.01. In a hierarchy E_q[z_l | x] is also over the layers
+above. The variance of one ancestral pass's means would add what those layers' samples contribute,
+and call a collapsed child of a noisy parent active. With two independent passes per image,
+    Cov_x(mean of pass 1, mean of pass 2) = Var_x(E_q[z_l | x])
+without bias: given x, the passes are independent and have the same expectation.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.ladder_vae import LadderOutput
+from utils import distributed
+
+ACTIVE_THRESHOLD = 0.01
+
+
+@dataclass(frozen=True)
+class CollapseReport:
+    """Means over all images; layers from the top."""
+
+    images: int
+    reconstruction: float  # nats per image
+    nelbo: float  # nats per image
+    nelbo_se: float  # standard error over images
+    kl: list[float]  # nats per image
+    elements: list[int]  # latent elements per layer
+    active: list[int]  # active ones per layer
+
+    @property
+    def kl_share(self) -> list[float]:
+        """Each layer's share of the KL."""
+        whole = sum(self.kl)
+        return [kl / whole if whole else 0.0 for kl in self.kl]
+
+    @property
+    def active_units(self) -> float:
+        """Share of active elements over all layers."""
+        return sum(self.active) / sum(self.elements)
+
+    @property
+    def active_per_layer(self) -> list[float]:
+        """Share of active elements in each layer."""
+        return [a / n for a, n in zip(self.active, self.elements, strict=True)]
+
+
+class CollapseStatistics:
+    """Running sums over images, in float64; they add up over processes."""
+
+    def __init__(self):
+        self.per_image: Tensor | None = None  # sums of (1, reconstruction, nelbo, nelbo², kl…)
+        self.moments: list[Tensor] = []  # per layer: sums of m1, m2, m1·m2, (3, elements)
+
+    def update(self, first: LadderOutput, second: LadderOutput) -> None:
+        """Add a batch, given two independent posterior passes of it."""
+        kl = 0.5 * (_precise(first.kl) + _precise(second.kl))
+        reconstruction = 0.5 * (_precise(first.reconstruction) + _precise(second.reconstruction))
+        nelbo = reconstruction + kl.sum(1)
+        ones = torch.ones_like(nelbo)
+        columns = [ones, reconstruction, nelbo, nelbo.square(), *kl.unbind(1)]
+        sums = torch.stack(columns).sum(1)
+        self.per_image = sums if self.per_image is None else self.per_image + sums
+        pairs = zip(first.latents, second.latents, strict=True)
+        for layer, latents in enumerate(pairs):
+            m1, m2 = (_precise(latent.q.mean.flatten(1)) for latent in latents)
+            sums = torch.stack([m1.sum(0), m2.sum(0), (m1 * m2).sum(0)])
+            if layer == len(self.moments):
+                self.moments.append(torch.zeros_like(sums))
+            self.moments[layer] += sums
+
+    def variances(self) -> list[Tensor]:
+        """Per layer, the unbiased estimate of Var_x(E_q[z | x]) of each element (may be negative)."""
+        count = self.per_image[0]
+        return [(s[2] - s[0] * s[1] / count) / (count - 1.0).clamp(min=1.0) for s in self.moments]
+
+    def report(self) -> CollapseReport:
+        """The figures over everything added, on all processes. Call it once, on every process."""
+        for sums in [self.per_image, *self.moments]:
+            distributed.total(sums)
+        count, reconstruction, nelbo, squares, *kl = self.per_image.tolist()
+        variances = self.variances()
+        spread = max(squares / count - (nelbo / count) ** 2, 0.0)
+        return CollapseReport(
+            images=int(count),
+            reconstruction=reconstruction / count,
+            nelbo=nelbo / count,
+            nelbo_se=(spread / max(count - 1, 1)) ** 0.5,
+            kl=[k / count for k in kl],
+            elements=[v.numel() for v in variances],
+            active=[int((v > ACTIVE_THRESHOLD).sum()) for v in variances],
+        )
+
+
+def _precise(values: Tensor) -> Tensor:
+    """In float64, on the CPU where the accelerator has none."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()

@@ -1,0 +1,175 @@
+"""One process or many: who launched us, the process group, and summed reductions.
+
+mpiexec/mpirun (through mpi4py), torchrun and srun are recognised by their environment. With none
+of them, or with one process, nothing is initialised and every call here is the identity.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among all of the run's."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    launcher: str = "none"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the terminal."""
+        return self.rank == 0
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{self.world} process(es), launched by {self.launcher}"
+
+
+def launcher() -> str:
+    """`mpi`, `torchrun`, `srun` or `none`, from the environment."""
+    if "TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_WORLD_SIZE" in os.environ:
+        return "torchrun"
+    if any(name in os.environ for name in MPI_SIZES):
+        return "mpi"
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return "srun"
+    return "none"
+
+
+def start(ddp: bool | str) -> Processes:
+    """Find the other processes and join them.
+
+    Raises:
+        ValueError: if train.ddp asks for what the launcher did not provide.
+    """
+    kind = launcher()
+    processes = {
+        "mpi": _from_mpi,
+        "torchrun": _from_torchrun,
+        "srun": _from_srun,
+        "none": Processes,
+    }[kind]()
+    if ddp is True and processes.world == 1:
+        raise ValueError(
+            "train.ddp=true needs several processes: start with mpiexec -n 4 (or torchrun, srun), "
+            "or use train.ddp=auto."
+        )
+    if ddp is False and processes.world > 1:
+        raise ValueError(
+            f"train.ddp=false but {kind} started {processes.world} processes: use train.ddp=auto."
+        )
+    if processes.world > 1:
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, rank=processes.rank, world_size=processes.world)
+    return processes
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _from_torchrun() -> Processes:
+    rank, world, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Processes(rank, world, local, "torchrun")
+
+
+def _from_mpi() -> Processes:
+    """Ranks from mpi4py; rank 0's host name and a free port of its are broadcast for rendezvous."""
+    from mpi4py import MPI  # loads the MPI library: only where MPI launched us
+
+    comm = MPI.COMM_WORLD
+    address = comm.bcast((socket.getfqdn(), _free_port()) if comm.rank == 0 else None)
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address[0], str(address[1])
+    local = comm.Split_type(MPI.COMM_TYPE_SHARED).rank
+    return Processes(comm.rank, comm.size, local, "mpi")
+
+
+def _from_srun() -> Processes:
+    """Ranks from SLURM; its first node, and a port made from the job's number, for rendezvous."""
+    env = os.environ
+    first = env["SLURM_STEP_NODELIST"].split(",")[0]
+    if "[" in first:  # node[3-5,8] -> node3
+        prefix, _, numbers = first.partition("[")
+        first = prefix + numbers.rstrip("]").split("-")[0]
+    env.setdefault("MASTER_ADDR", first)
+    env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 20_000))
+    world = int(env["SLURM_STEP_NUM_TASKS"])
+    return Processes(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), "srun")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def pick_device(wanted: str, processes: Processes) -> torch.device:
+    """train.device as a device of this process.
+
+    Raises:
+        ValueError: if the device is not there, or a node has more processes than GPUs.
+    """
+    if wanted == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        wanted = found.type if found else "cpu"
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("train.device=mps is not available here: use auto or cpu.")
+    if not wanted.startswith("cuda"):
+        return torch.device(wanted)
+    count = torch.cuda.device_count()
+    index = int(wanted.partition(":")[2] or processes.local_rank)
+    if index >= count:
+        raise ValueError(
+            f"train.device={wanted} asks for GPU {index} but this node has {count}: start no more "
+            "processes per node than GPUs, or use train.device=cpu."
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def wrap(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module under DistributedDataParallel where there are several processes.
+
+    The loss must be computed by calling what is returned: past it, gradients are never averaged.
+    """
+    if not dist.is_initialized():
+        return module
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(
+        module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
+
+
+def no_sync(module: nn.Module, more: bool) -> AbstractContextManager:
+    """Without communication while `more` backward passes of the same step will follow."""
+    if more and isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
+
+
+def main_first(processes: Processes, action: Callable) -> object:
+    """`action()` on the main process, then on the others (for downloads into a shared folder)."""
+    result = action() if processes.is_main else None
+    if dist.is_initialized():
+        dist.barrier()
+    return result if processes.is_main else action()

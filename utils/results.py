@@ -1,0 +1,185 @@
+"""The score of a trained model on a split, as a record and as the tables a person reads."""
+
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.loaders import EvaluationBatches
+from datasets.splits import ImageSplits
+from model import LadderVAE
+from model.noise import Noise
+from model.objective import bits_per_dim
+from utils.collapse import ACTIVE_THRESHOLD, CollapseReport
+from utils.distributed import Processes
+from utils.evaluation import likelihood, posterior_report
+from utils.files import atomic_write, write_json
+from utils.runs import RunFolder
+from utils.terminal import Terminal
+from utils.trainer import Trainer
+
+SAMPLES = 105  # keys the noise of task=sample
+SAMPLE_BATCH = 500
+GRID = 100  # samples that a picture holds
+PROTOCOL = {
+    "bernoulli": "dynamic binarisation, one draw per image",
+    "gaussian": "density of the grey levels on [-1, 1]",
+    "logistic": "probability of the grey levels",
+    "logistic_mixture": "probability of the grey levels",
+}
+
+
+def score(
+    model: LadderVAE,
+    settings: dict,
+    batches: EvaluationBatches,
+    split: str,
+    terminal: Terminal,
+) -> dict:
+    """Bound, KL per layer, active units and log-likelihoods, as plain containers."""
+    began, seed = time.monotonic(), settings["train"]["seed"]
+    samples, paths = settings["model"]["is_k"], settings["model"]["is_k_prior"]
+    with terminal.bar(f"{split}: bound", len(batches.ids)) as bar:
+        report = posterior_report(model, batches, seed, bar.count)
+    likelihoods = []
+    for estimator in settings["task"]["estimators"]:
+        with terminal.bar(f"{split}: {estimator}, K = {samples}", len(batches.ids)) as bar:
+            found = likelihood(model, batches, estimator, samples, paths, seed, bar.count)
+            likelihoods.append(asdict(found))
+    return {
+        "name": settings["name"],
+        "split": split,
+        "protocol": PROTOCOL[settings["model"]["likelihood"]],
+        "dims": math.prod(model.image_shape),
+        "context": model.decoder.num_top == 1,
+        "bound": asdict(report),
+        "likelihoods": likelihoods,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def show(terminal: Terminal, found: dict) -> None:
+    """Two tables: the scores, and the layers."""
+    report = CollapseReport(**found["bound"])
+    scores = [("elbo", report.nelbo, report.nelbo_se, 1)]
+    for entry in found["likelihoods"]:
+        scores.append((entry["estimator"], entry["nll"], entry["nll_se"], entry["num_samples"]))
+    paths = {entry["prior_samples"] for entry in found["likelihoods"]} - {None}
+    terminal.table(
+        f"{found['name']}: {report.images:,} images; {found['protocol']}"
+        + "".join(f"; p(u) in iwae from {n} diffusion paths" for n in paths)
+        + "\npublished: what the published code computes, for its tables; not a bound",
+        ["split", "estimator", "K", "nll (nats)", "bits/dim", "recon.", "KL", "active"],
+        [
+            [
+                found["split"],
+                title,
+                str(samples),
+                f"{nll:.2f} ± {error:.2f}",
+                f"{bits_per_dim(nll, found['dims']):.4f}",
+                f"{report.reconstruction:.2f}",
+                f"{sum(report.kl):.2f}",
+                f"{report.active_units:.1%}",
+            ]
+            for title, nll, error, samples in scores
+        ],
+    )
+    layers = zip(report.elements, report.kl, report.kl_share, report.active_per_layer, strict=True)
+    terminal.table(
+        f"Layers from the top; a unit is active where Var_x(E[z | x]) > {ACTIVE_THRESHOLD:g}",
+        ["layer", "", "units", "KL (nats)", "share of KL", "bits/unit", "active"],
+        [
+            [
+                str(layer),
+                "context" if found["context"] and layer == 0 else "",
+                str(units),
+                f"{kl:.3f}",
+                f"{share:.1%}",
+                f"{bits_per_dim(kl, units):.4f}",
+                f"{active:.1%}",
+            ]
+            for layer, (units, kl, share, active) in enumerate(layers)
+        ],
+    )
+
+
+def flat(found: dict) -> dict[str, float]:
+    """The figures under `<split>/…` keys."""
+    report, split = CollapseReport(**found["bound"]), found["split"]
+    values = {
+        f"{split}/nelbo": report.nelbo,
+        f"{split}/reconstruction": report.reconstruction,
+        f"{split}/kl": sum(report.kl),
+        f"{split}/active_units": report.active_units,
+    }
+    for entry in found["likelihoods"]:
+        values[f"{split}/nll_{entry['estimator']}"] = entry["nll"]
+        values[f"{split}/bpd_{entry['estimator']}"] = bits_per_dim(entry["nll"], found["dims"])
+    for layer, (kl, active) in enumerate(zip(report.kl, report.active_per_layer, strict=True)):
+        values[f"{split}/kl_{layer}"] = kl
+        values[f"{split}/active_units_{layer}"] = active
+    return values
+
+
+def write(found: dict, output: Path) -> Path:
+    """The record as a JSON file in a folder."""
+    return write_json(output / f"{found['split']}_scores.json", found)
+
+
+@torch.no_grad()
+def sample(model: LadderVAE, settings: dict, output: Path, terminal: Terminal) -> None:
+    """task=sample: draws from p(x) as uint8 images, and a picture of the first ones' means."""
+    from utils import figures
+
+    task, seed = settings["task"], settings["train"]["seed"]
+    parts = []
+    with terminal.bar("samples", task["num_images"]) as bar:
+        for ids in torch.arange(task["num_images"], device=model.device).split(SAMPLE_BATCH):
+            noise = Noise.keyed(ids, seed, SAMPLES)
+            x = model.sample(len(ids), task["temperature"], noise)
+            parts.append(((x + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+            bar.count(len(ids))
+    count = min(task["num_images"], GRID)
+    picture = figures.draw_samples(model, output, seed, count, [task["temperature"]])
+    arrays = output / "samples.npz"
+    images = torch.cat(parts).numpy()  # (N, H, W, C)
+    atomic_write(arrays, lambda file: np.savez_compressed(file, images=images))
+    terminal.line(f"{len(images)} samples (uint8, N×H×W×C) in {arrays}; a picture in {picture}")
+
+
+def reconstruct(
+    model: LadderVAE, settings: dict, batches: EvaluationBatches, output: Path, terminal: Terminal
+) -> None:
+    """task=reconstruct: pictures of images rebuilt from all and from the top latents."""
+    from utils import figures
+
+    x = batches.first(settings["task"]["num_images"])
+    for path in figures.draw_reconstructions(model, x, output, settings["train"]["seed"]):
+        terminal.line(str(path))
+
+
+def announce(
+    terminal: Terminal,
+    settings: dict,
+    folder: RunFolder,
+    splits: ImageSplits,
+    trainer: Trainer,
+    processes: Processes,
+) -> None:
+    """What is about to run, in a few lines."""
+    train, model, progress = settings["train"], trainer.model, trainer.progress
+    batch = settings["dataset"]["data_module"]["batch_size"]
+    share = batch // (processes.world * train["acc_grad"])
+    parameters = sum(p.numel() for p in model.parameters())
+    counts = " + ".join(f"{len(s):,}" for s in (splits.train, splits.validation, splits.test))
+    terminal.line(f"{folder.name}: {parameters:,} parameters, on {model.device}")
+    terminal.line(f"{settings['dataset']['name']}: {counts} images of {splits.image_shape}")
+    terminal.line(
+        f"batch {batch} = {processes.world} process(es) × {train['acc_grad']} pass(es) × {share}; "
+        f"processes started by {processes.launcher}"
+    )
+    if progress.step:
+        terminal.line(f"continuing at epoch {progress.epoch + 1}, step {progress.step + 1}")

@@ -1,0 +1,117 @@
+"""A run's folder: named after its settings, held by one process, continued by the same command.
+
+    <name>-seed<seed>-<digest>/
+        config.yaml  run.json  run.log  metrics.jsonl  results.json (when finished)
+        checkpoints/last.pth  best.pth     figures/*.png     wandb/
+"""
+
+import fcntl
+import json
+import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import yaml
+
+from utils import checkpoint
+from utils.config import ConfigError, run_name, without_secrets
+from utils.distributed import Processes, main_first
+from utils.files import atomic_write, write_json
+
+log = logging.getLogger("ladder_vae")
+
+RESULTS = "results.json"
+
+
+class RunFolder:
+    """The folder of the run that these settings describe; nothing is made before `open`."""
+
+    def __init__(self, settings: dict):
+        self.name = run_name(settings)
+        self.path = Path(settings["runs_dir"], self.name).absolute()
+        self.config = without_secrets(settings)
+        self.figures, self.checkpoints = self.path / "figures", self.path / "checkpoints"
+        self.last, self.best = self.checkpoints / "last.pth", self.checkpoints / "best.pth"
+
+    def results(self) -> dict | None:
+        """What the finished run found; None where it is not finished."""
+        path = self.path / RESULTS
+        return json.loads(path.read_text()) if path.exists() else None
+
+    @contextmanager
+    def opened(self, processes: Processes, anew: bool) -> Iterator[None]:
+        """Make the folder, or take it up again; while it is open, the log goes to it.
+
+        anew: keep what is there under another name and start with an empty folder. Only the main
+        process writes; the others wait until the folder is there.
+
+        Raises:
+            ConfigError: if another process is at work in it.
+        """
+        lock = self._open(anew) if processes.is_main else None
+        main_first(processes, lambda: None)
+        try:
+            yield
+        except BaseException:
+            log.exception("The run ended early")
+            raise
+        finally:
+            if lock:
+                lock.close()
+
+    def _open(self, anew: bool) -> TextIO:
+        if anew:
+            self._set_aside()
+        for folder in (self.figures, self.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} is being trained by another process: wait for it, or change a setting "
+                "(train.seed=…) for a run of its own."
+            ) from error
+        log_to(self.path / "run.log")
+        text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+        atomic_write(self.path / "config.yaml", lambda file: file.write(text.encode()))
+        if not (self.path / "run.json").exists():
+            write_json(self.path / "run.json", {"wandb_id": secrets.token_hex(4)})
+        return lock
+
+    def _set_aside(self) -> None:
+        number = 1
+        while (aside := self.path.with_name(f"{self.name}.old{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+
+    def save(self, name: str, state: dict, processes: Processes) -> None:
+        """A checkpoint, by the main process."""
+        if processes.is_main:
+            checkpoint.save(self.checkpoints / f"{name}.pth", self.config, state)
+
+    def finish(self, found: dict, processes: Processes) -> None:
+        """Write the results: from here on the run counts as finished."""
+        if processes.is_main:
+            write_json(self.path / RESULTS, found)
+
+    @property
+    def wandb_id(self) -> str:
+        """The W&B id that this folder keeps for life."""
+        return json.loads((self.path / "run.json").read_text())["wandb_id"]
+
+
+def log_to(path: Path) -> None:
+    """Send the log, warnings included, to this file and nowhere else."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    logging.getLogger("ladder_vae").setLevel(logging.INFO)
+    logging.captureWarnings(True)
