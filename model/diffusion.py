@@ -52,12 +52,17 @@ def discretised_gaussian_log_prob(u: Tensor, p: Gaussian, bits: int, published: 
         # Differences are taken in the lower tail, where floats are fine.
         inner = torch.where(
             lower > 0,
-            torch.special.ndtr(-lower) - torch.special.ndtr(-upper),
-            torch.special.ndtr(upper) - torch.special.ndtr(lower),
+            _normal_cdf(-lower) - _normal_cdf(-upper),
+            _normal_cdf(upper) - _normal_cdf(lower),
         )
-        below, above = torch.special.ndtr(upper), torch.special.ndtr(-lower)
+        below, above = _normal_cdf(upper), _normal_cdf(-lower)
     mass = torch.where(u < -edge, below, torch.where(u > edge, above, inner))
     return mass.clamp(min=FLOOR).log()
+
+
+def _normal_cdf(a: Tensor) -> Tensor:
+    """By erfc: in float32, torch.special.ndtr is 0 below −6, where this is still exact."""
+    return 0.5 * torch.special.erfc(a * -math.sqrt(0.5))
 
 
 def _published_cdf(a: Tensor) -> Tensor:
@@ -208,8 +213,9 @@ class DiffusionPrior(nn.Module):
     @torch.no_grad()
     def _remember(self, t: Tensor, loss: Tensor) -> None:
         """Move the running mean of |loss| of the steps drawn towards this batch's."""
-        drawn = torch.zeros_like(self.step_loss).index_add_(0, t, torch.ones_like(loss).float())
-        total = torch.zeros_like(self.step_loss).index_add_(0, t, loss.abs().float())
+        loss = loss.abs().to(self.step_loss.dtype)
+        drawn = torch.zeros_like(self.step_loss).index_add_(0, t, torch.ones_like(loss))
+        total = torch.zeros_like(self.step_loss).index_add_(0, t, loss)
         keep = LOSS_MEMORY ** (drawn > 0)
         self.step_loss.mul_(keep).add_((1.0 - keep) * total / drawn.clamp(min=1.0))
 

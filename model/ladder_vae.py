@@ -46,7 +46,9 @@ class LadderOutput:
 
 
 class LadderVAE(nn.Module):
-    """image_shape: (C, H, W). standardisation: (m, s) of the encoder's input, in uint8 units.
+    """image_shape: (C, H, W). standardisation: (m, s) of the encoder's input, on a scale of 0 … 255.
+
+    levels: of the grey values, for the likelihoods that count them.
 
     encoder, decoder: callables that finish the two nets, given what they share (the scales, the
     block style, channels); see model/encoder.py and model/decoder.py. The rest: README, "Settings".
@@ -70,10 +72,12 @@ class LadderVAE(nn.Module):
         num_mix: int = 1,
         ctx_size: int | None = None,
         standardisation: tuple[float, float] = (127.5, 127.5),
+        levels: int = 256,
     ):
         super().__init__()
         channels, size, _ = image_shape
         self.image_shape, self.standardisation = tuple(image_shape), tuple(standardisation)
+        self.levels = levels
         self.likelihood = LIKELIHOODS[likelihood]
         scales = layout(
             size, latent_scales, latent_width, num_ch, scale_ch_mult, start_scale_at_x
@@ -237,7 +241,7 @@ class LadderVAE(nn.Module):
         return any(isinstance(module, DiffusionPrior) for module in self.modules())
 
     def _px(self, head: Tensor) -> Likelihood:
-        return self.likelihood.from_head(head, self.image_shape[0])
+        return self.likelihood.from_head(head, self.image_shape[0], self.levels)
 
 
 def _log_weight(latent: Latent, noise: Noise, paths: int) -> Tensor:

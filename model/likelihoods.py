@@ -1,7 +1,7 @@
 """The likelihoods p(x | z, u): from the decoder's head to log-probabilities per image.
 
 `log_prob` takes x (B, C, H, W) in [−1, 1] and returns (B,) nats. `temperature` scales the variance of
-`sample`: 0 gives thresholds and locations and draws nothing.
+`sample`: 0 gives thresholds and locations and draws nothing. `levels`: of the images' grey values.
 """
 
 import math
@@ -27,7 +27,7 @@ class Bernoulli:
         return channels
 
     @classmethod
-    def from_head(cls, head: Tensor, channels: int) -> "Bernoulli":
+    def from_head(cls, head: Tensor, channels: int, levels: int) -> "Bernoulli":
         """Head (B, C, H, W): the logits."""
         return cls(head)
 
@@ -84,7 +84,7 @@ class GaussianPixels(_GreyTarget):
         return 2 * channels
 
     @classmethod
-    def from_head(cls, head: Tensor, channels: int) -> "GaussianPixels":
+    def from_head(cls, head: Tensor, channels: int, levels: int) -> "GaussianPixels":
         """Head (B, 2C, H, W)."""
         return cls(*head.chunk(2, dim=1))
 
@@ -108,34 +108,40 @@ class GaussianPixels(_GreyTarget):
         return self.density.sample(noise, temperature).clamp(-1.0, 1.0)
 
 
-def discretised_logistic_log_prob(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """log of the logistic's mass in x's bin on 256 levels, element-wise, stable in log space.
+def discretised_logistic_log_prob(
+    x: Tensor, mean: Tensor, scale: Tensor, levels: int = 256
+) -> Tensor:
+    """log of the logistic's mass in x's bin, element-wise, stable in log space.
 
-    σ(b) − σ(a) = σ(b)·σ(−a)·(1 − e^{a−b}); bins reach 1/255 to each side, the outermost to ±∞.
+    σ(b) − σ(a) = σ(b)·σ(−a)·(1 − e^{a−b}); bins reach half a level (1/255 for 256 levels) to each
+    side, the outermost to ±∞.
     """
-    upper = (x + 1.0 / 255.0 - mean) / scale
-    lower = (x - 1.0 / 255.0 - mean) / scale
+    half = 1.0 / (levels - 1)
+    upper, lower = (x + half - mean) / scale, (x - half - mean) / scale
     log_below, log_above = F.logsigmoid(upper), F.logsigmoid(-lower)
-    inner = log_below + log_above + torch.log(-torch.expm1(-2.0 / (255.0 * scale)))
-    edge = 1.0 - 0.5 / 255.0
+    inner = log_below + log_above + torch.log(-torch.expm1(-2.0 * half / scale))
+    edge = 1.0 - 0.5 * half
     return torch.where(x < -edge, log_below, torch.where(x > edge, log_above, inner))
 
 
-def _logistic_draw(mean: Tensor, scale: Tensor, temperature: float, noise: Noise) -> Tensor:
-    """A draw on the 256 levels, with the logistic's variance scaled by the temperature."""
+def _logistic_draw(
+    mean: Tensor, scale: Tensor, levels: int, temperature: float, noise: Noise
+) -> Tensor:
+    """A draw on the levels of [−1, 1], with the logistic's variance scaled by the temperature."""
     if temperature > 0:
         drawn = noise.uniform(*mean.shape[1:], dtype=mean.dtype).clamp(1e-7, 1.0 - 1e-7)
         mean = mean + math.sqrt(temperature) * scale * torch.logit(drawn)
-    levels = ((mean.clamp(-1.0, 1.0) + 1.0) * 127.5).round()
-    return levels / 127.5 - 1.0
+    half = 0.5 * (levels - 1)
+    return ((mean.clamp(-1.0, 1.0) + 1.0) * half).round() / half - 1.0
 
 
 @dataclass(frozen=True)
 class DiscretisedLogistic(_GreyTarget):
-    """One discretised logistic on 256 levels per pixel and channel."""
+    """One discretised logistic per pixel and channel."""
 
     means: Tensor
     raw: Tensor
+    levels: int = 256
 
     @staticmethod
     def head_channels(channels: int, num_mix: int) -> int:
@@ -143,9 +149,9 @@ class DiscretisedLogistic(_GreyTarget):
         return 2 * channels
 
     @classmethod
-    def from_head(cls, head: Tensor, channels: int) -> "DiscretisedLogistic":
+    def from_head(cls, head: Tensor, channels: int, levels: int) -> "DiscretisedLogistic":
         """Head (B, 2C, H, W)."""
-        return cls(*head.chunk(2, dim=1))
+        return cls(*head.chunk(2, dim=1), levels)
 
     @property
     def scale(self) -> Tensor:
@@ -159,12 +165,14 @@ class DiscretisedLogistic(_GreyTarget):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """(B,) nats."""
-        return sum_per_image(discretised_logistic_log_prob(x, self.means, self.scale))
+        return sum_per_image(
+            discretised_logistic_log_prob(x, self.means, self.scale, self.levels)
+        )
 
     def sample(self, temperature: float = 1.0, noise: Noise | None = None) -> Tensor:
-        """A draw on the 256 levels of [−1, 1]."""
+        """A draw on the levels of [−1, 1]."""
         noise = noise or Noise.fresh(len(self.means), self.means.device)
-        return _logistic_draw(self.means, self.scale, temperature, noise)
+        return _logistic_draw(self.means, self.scale, self.levels, temperature, noise)
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,7 @@ class LogisticMixture(_GreyTarget):
     logits: Tensor  # (B, M, H, W)
     means: Tensor  # (B, C, M, H, W)
     raw: Tensor  # (B, C, M, H, W)
+    levels: int = 256
 
     @staticmethod
     def head_channels(channels: int, num_mix: int) -> int:
@@ -181,11 +190,11 @@ class LogisticMixture(_GreyTarget):
         return num_mix * (1 + 2 * channels)
 
     @classmethod
-    def from_head(cls, head: Tensor, channels: int) -> "LogisticMixture":
+    def from_head(cls, head: Tensor, channels: int, levels: int) -> "LogisticMixture":
         """Head (B, M + 2MC, H, W)."""
         num_mix = head.shape[1] // (1 + 2 * channels)
         rest = head[:, num_mix:].unflatten(1, (channels, 2 * num_mix))
-        return cls(head[:, :num_mix], *rest.chunk(2, dim=2))
+        return cls(head[:, :num_mix], *rest.chunk(2, dim=2), levels)
 
     @property
     def scale(self) -> Tensor:
@@ -199,7 +208,9 @@ class LogisticMixture(_GreyTarget):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Σ_pixels logsumexp_k(log π_k + Σ_channels log p_k): (B,) nats."""
-        per_channel = discretised_logistic_log_prob(x[:, :, None], self.means, self.scale)
+        per_channel = discretised_logistic_log_prob(
+            x[:, :, None], self.means, self.scale, self.levels
+        )
         per_component = self.logits.log_softmax(1) + per_channel.sum(1)  # (B, M, H, W)
         return sum_per_image(per_component.logsumexp(1))
 
@@ -213,7 +224,7 @@ class LogisticMixture(_GreyTarget):
         chosen = scores.argmax(1)[:, None, None].expand(-1, self.means.shape[1], 1, -1, -1)
         mean = self.means.gather(2, chosen).squeeze(2)
         scale = self.scale.gather(2, chosen).squeeze(2)
-        return _logistic_draw(mean, scale, temperature, noise)
+        return _logistic_draw(mean, scale, self.levels, temperature, noise)
 
 
 LIKELIHOODS = {

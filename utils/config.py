@@ -29,7 +29,15 @@ from utils.rules import RULES, check
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 OBJECTIVE = ("beta_start", "beta_end", "warmup", "free_bits_thr")
 EVALUATION = ("is_k", "is_k_prior")
-DATASET = ("name", "image_size", "channels", "standardisation", "horizontal_flip", "data_module")
+DATASET = (  # the keys that are not the source's own
+    "name",
+    "image_size",
+    "channels",
+    "levels",
+    "standardisation",
+    "horizontal_flip",
+    "data_module",
+)
 
 
 class ConfigError(ValueError):
@@ -286,6 +294,7 @@ def build_model(settings: dict) -> LadderVAE:
     return LadderVAE(
         image_shape=(dataset["channels"], size, size),
         standardisation=dataset["standardisation"],
+        levels=dataset["levels"],
         **parts,
     )
 
@@ -305,5 +314,10 @@ def load_images(settings: dict) -> ImageSplits:
         raise ConfigError(
             f"dataset.channels={expected[0]} and dataset.image_size={expected[1]} don't fit "
             f"{dataset['name']}'s images of {splits.image_shape}: use {channels} and {height}."
+        )
+    if splits.max_value != dataset["levels"] - 1:
+        raise ConfigError(
+            f"dataset.levels={dataset['levels']} doesn't fit {dataset['name']}'s images, whose "
+            f"largest level is {splits.max_value}: use {splits.max_value + 1}."
         )
     return splits

@@ -105,6 +105,7 @@ RULES: dict[str, Rule] = {
     "dataset.download": flag(free=True),
     "dataset.image_size": whole(2, 1024),
     "dataset.channels": one_of(1, 3),
+    "dataset.levels": whole(2, 256),
     "dataset.standardisation": every(number(above=False), 2),
     "dataset.horizontal_flip": flag(),
     "dataset.data_module.batch_size": whole(1),

@@ -1,0 +1,61 @@
+"""What the tests share: small models from the shipped configs, and data that may not be there."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils import config
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("LADDER_VAE_SHARED", ROOT.parent / "shared"))
+TINY_UNET = "model.decoder.z_L_prior.model"
+
+torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
+
+
+def compose(experiment: str, *overrides: str) -> dict:
+    """A shipped experiment's settings with overrides, checked."""
+    settings = config.resolve(config.compose([f"experiment={experiment}", *overrides]))
+    config.validate(settings)
+    return settings
+
+
+def shrunk(experiment: str) -> list[str]:
+    """Overrides that make an experiment small enough to try; its structure stays."""
+    overrides = ["dataset.data_module.batch_size=4", "dataset.data_module.test_batch_size=4"]
+    overrides += ["model.num_ch=16", "model.is_k=2", "model.is_k_prior=1", "train.use_amp=false"]
+    if "cifar" in experiment or "svhn" in experiment:
+        overrides += ["model.num_mix=2"]
+    if "dct" in experiment:
+        overrides += [f"{TINY_UNET}.model_channels=16", f"{TINY_UNET}.num_res_blocks=1"]
+        overrides += ["model.decoder.z_L_prior.T=4"]
+    return overrides
+
+
+def randomised(model: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module:
+    """Move every parameter off its start, where half the network is the identity or zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real images."""
+    path = SHARED / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real images in {path} (set LADDER_VAE_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def references() -> Path:
+    """The folder of published-format checkpoints and what they must give."""
+    path = SHARED / "reference"
+    if not path.is_dir():
+        pytest.skip(f"no reference checkpoints in {path} (set LADDER_VAE_SHARED)")
+    return path
