@@ -16,7 +16,7 @@ from model.noise import Noise
 from utils import distributed
 from utils.collapse import CollapseReport, CollapseStatistics
 
-FIRST_PASS, SECOND_PASS, LIKELIHOOD = 101, 102, 103  # purposes that key the noise apart
+POSTERIOR, LIKELIHOOD = 101, 103  # purposes that key the noise apart
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,14 @@ class Likelihood:
 
 @torch.no_grad()
 def posterior_report(
-    model: LadderVAE, batches: Iterable[Batch], seed: int, tick: Callable[[int], None]
+    model: LadderVAE, batches: Iterable[Batch], seed: int, passes: int, tick: Callable[[int], None]
 ) -> CollapseReport:
     """Bound, KL per layer and active units over the batches of all processes."""
     model.eval()
     statistics = CollapseStatistics()
     for batch in batches:
-        passes = [
-            model(batch.x, noise=Noise.keyed(batch.ids, seed, purpose))
-            for purpose in (FIRST_PASS, SECOND_PASS)
-        ]
-        statistics.update(*passes)
+        noise = (Noise.keyed(batch.ids, seed, POSTERIOR, index) for index in range(passes))
+        statistics.update([model(batch.x, noise=one) for one in noise])
         tick(len(batch.ids))
     return statistics.report()
 

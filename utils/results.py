@@ -13,7 +13,7 @@ from datasets.splits import ImageSplits
 from model import LadderVAE
 from model.noise import Noise
 from model.objective import bits_per_dim
-from utils.collapse import ACTIVE_THRESHOLD, CollapseReport
+from utils.collapse import ACTIVE_THRESHOLD, CollapseReport, passes_for
 from utils.distributed import Processes
 from utils.evaluation import likelihood, posterior_report
 from utils.files import atomic_write, write_json
@@ -43,7 +43,8 @@ def score(
     began, seed = time.monotonic(), settings["train"]["seed"]
     samples, paths = settings["model"]["is_k"], settings["model"]["is_k_prior"]
     with terminal.bar(f"{split}: bound", len(batches.ids)) as bar:
-        report = posterior_report(model, batches, seed, bar.count)
+        passes = passes_for(len(batches.images))
+        report = posterior_report(model, batches, seed, passes, bar.count)
     likelihoods = []
     for estimator in settings["task"]["estimators"]:
         with terminal.bar(f"{split}: {estimator}, K = {samples}", len(batches.ids)) as bar:
@@ -89,7 +90,8 @@ def show(terminal: Terminal, found: dict) -> None:
     )
     layers = zip(report.elements, report.kl, report.kl_share, report.active_per_layer, strict=True)
     terminal.table(
-        f"Layers from the top; a unit is active where Var_x(E[z | x]) > {ACTIVE_THRESHOLD:g}",
+        f"Layers from the top; a unit is active where Var_x(E[z | x]) > {ACTIVE_THRESHOLD:g}, "
+        f"from {report.passes} passes",
         ["layer", "", "units", "KL (nats)", "share of KL", "bits/unit", "active"],
         [
             [

@@ -27,6 +27,7 @@ from utils.terminal import Terminal
 from utils.tracking import Tracker
 
 TRAINING = 100  # keys the noise of training apart from evaluation's
+PASSES = 2  # per validation image and epoch: quick; the final score takes as many as it needs
 
 
 class TrainingStopped(RuntimeError):
@@ -239,7 +240,7 @@ class Trainer:
         p, settings = self.progress, self.settings
         with self.terminal.bar("validation", len(self.validation.ids)) as bar:
             report = posterior_report(
-                self.evaluated, self.validation, settings["seed"], bar.count
+                self.evaluated, self.validation, settings["seed"], PASSES, bar.count
             )
         loss = bits_per_dim(report.nelbo, math.prod(self.model.image_shape))
         if isinstance(self.scheduler, ReduceLROnPlateau):
