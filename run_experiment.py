@@ -1,10 +1,10 @@
 """Train, test or draw a model. Everything is a setting: configs/, and the README.
 
-    python run_experiment.py experiment=digits_dct_ladder
-    python -u run_experiment.py experiment=mnist_dct_ladder dataset.root=$HOME/data
-    python run_experiment.py -m experiment=digits_ladder,digits_dct_ladder train.seed=0,1,2
-    mpiexec -n 4 python -u run_experiment.py experiment=cifar_dct_ladder
-    python run_experiment.py task=test checkpoint=runs/RUN
+python run_experiment.py experiment=digits_dct_ladder
+python -u run_experiment.py experiment=mnist_dct_ladder dataset.root=$HOME/data
+python run_experiment.py -m experiment=digits_ladder,digits_dct_ladder train.seed=0,1,2
+mpiexec -n 4 python -u run_experiment.py experiment=cifar_dct_ladder
+python run_experiment.py task=test checkpoint=runs/RUN
 """
 
 import os
@@ -29,9 +29,11 @@ from utils.tracking import open_tracker
 from utils.trainer import Interrupted, Trainer, TrainingStopped
 
 INTERRUPTED = 130  # exit status after Ctrl-C or SIGTERM
+MAIN_PROCESS = os.getpid()
+SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+FAILED: list[Exception] = []  # jobs of this command that ended with an error
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="defaults")
 def run(composed: DictConfig) -> None:
     """One job: what task.name says."""
     processes = distributed.start(composed.train.ddp)
@@ -57,8 +59,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
     model = config.build_model(settings).to(device, memory_format=torch.channels_last)
     batches = train_batches(settings, splits, device, processes)
     validation = evaluation_batches(settings, splits, "validation", device, processes)
-    make_optimizer = config.build(settings["train"]["optimizer"], "train.optimizer")
-    make_scheduler = config.build(settings["train"]["scheduler"], "train.scheduler")
+    optimizer, scheduler = config.build_optimizer(settings, model)
     with (
         folder.opened(processes, anew=bool(found)),
         open_tracker(settings["wandb"], folder, model, processes) as tracker,
@@ -69,7 +70,9 @@ def train(composed: DictConfig, processes: Processes) -> None:
                 from utils import figures  # Matplotlib: when there is something to draw
 
                 images = validation.first(figures.COLUMNS)
-                paths = figures.draw_model(trained, images, folder.figures, settings["train"]["seed"])
+                paths = figures.draw_model(
+                    trained, images, folder.figures, settings["train"]["seed"]
+                )
                 paths.append(figures.draw_kl(tracker.local.rows(), folder.figures))
                 tracker.pictures(paths, epoch, step)
 
@@ -78,8 +81,8 @@ def train(composed: DictConfig, processes: Processes) -> None:
             config.build_objective(settings),
             batches,
             validation,
-            make_optimizer,
-            make_scheduler,
+            optimizer,
+            scheduler,
             settings["train"],
             lambda name, state: folder.save(name, state, processes),
             draw,
@@ -108,8 +111,8 @@ def use(composed: DictConfig, processes: Processes) -> None:
     task, terminal = config.resolve(composed.task), Terminal(processes.is_main)
     if composed.checkpoint is None:
         raise config.ConfigError(
-            f"checkpoint is not set: task={task['name']} needs checkpoint=… (a .pth file or a run's "
-            "folder)."
+            f"checkpoint is not set: task={task['name']} needs checkpoint=… (a .pth file or the "
+            "folder of a run)."
         )
     device = distributed.pick_device(composed.train.device, processes)
     overrides = list(HydraConfig.get().overrides.task)
@@ -167,22 +170,32 @@ def evaluation_batches(
     )
 
 
-def main() -> int:
-    """Run, and turn what a user can mend into one sentence and an exit status."""
-    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints an error of its own and exits
+@hydra.main(version_base="1.3", config_path="configs", config_name="defaults")
+def job(composed: DictConfig) -> None:
+    """`run`, with what a user can mend told in one sentence; the jobs of a sweep after it go on."""
     try:
-        run()
-    except (HydraException, OmegaConfBaseException, ValueError, TrainingStopped) as error:
-        if show_traceback:
-            raise
-        hydra_error = isinstance(error, (HydraException, OmegaConfBaseException))
-        print(f"Error: {config.explain(error) if hydra_error else error}", file=sys.stderr)
-        return 1
+        run(composed)
     except (Interrupted, KeyboardInterrupt):
         print("Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+        sys.exit(INTERRUPTED)
+    except (ValueError, TrainingStopped, OSError) as error:
+        if os.getpid() != MAIN_PROCESS or SHOW_TRACEBACK:  # a launcher elsewhere must see it fail
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        FAILED.append(error)
+
+
+def main() -> int:
+    """Compose, run, and give an exit status."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors of its own making and exits
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        if SHOW_TRACEBACK:
+            raise
+        print(f"Error: {config.explain(error)}", file=sys.stderr)
+        return 1
+    return 1 if FAILED else 0
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Image data sets: each file reads one source; `loaders` turns images into batches on the device."""
+"""Image data sets: each file reads one source; `loaders` makes batches on the device."""

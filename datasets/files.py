@@ -26,7 +26,7 @@ def fetch(
         folder.mkdir(parents=True, exist_ok=True)
         get()
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"{name} is not in {folder} and could not be downloaded ({reason}): {remedy}."
         ) from error

@@ -1,4 +1,4 @@
-"""SVHN (Netzer et al. 2011, for non-commercial use): house numbers of 32×32; torchvision fetches it."""
+"""SVHN (Netzer et al. 2011, non-commercial use): house numbers of 32×32, from torchvision."""
 
 import torch
 from torchvision.datasets import SVHN

@@ -123,7 +123,7 @@ def quantise(v: Tensor, bits: int) -> Tensor:
 
 
 def dither(v: Tensor, bits: int, width: float = DITHER) -> TwoPoint:
-    """The law of level floor(r + e), e ~ U(−width, width), r = (v + 1)/2·2^b, on the levels' values."""
+    """The law of level floor(r + e) with r = (v + 1)/2·2^b and e ~ U(−width, width)."""
     r = (v + 1.0) * (0.5 * 2**bits)
     top = (r + width).floor()
     low, high = level_value((r - width).floor(), bits), level_value(top, bits)

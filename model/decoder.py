@@ -184,7 +184,7 @@ class LadderDecoder(nn.Module):
         return []
 
     def start(self, n: int, top: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The state at the coarsest scale and, where known, what later scales are conditioned on."""
+        """The state at the coarsest scale and, where known, what conditions later scales."""
         weight = self.blocks[0].z_conv.weight
         return torch.zeros(n, *self.start_shape, dtype=weight.dtype, device=weight.device), None
 
@@ -201,7 +201,7 @@ class LadderDecoder(nn.Module):
         noise: Noise,
         temperature: float = 1.0,
     ) -> tuple[list[Latent], Tensor]:
-        """From the top latents' values to the Gaussian latents (top to bottom) and the head's output.
+        """From the top's values to the Gaussian latents (top to bottom) and the head's output.
 
         features: the encoder's, bottom up; without them, latents come from their priors.
         given: values of the first Gaussian latents, used as they are.
@@ -224,7 +224,7 @@ class LadderDecoder(nn.Module):
 
 
 class ContextDecoder(LadderDecoder):
-    """The ladder under a context: u = quantised DCT (or downsampling) of x, with a diffusion prior."""
+    """The ladder under a context: a quantised DCT of x (or x downsampled), diffusion prior."""
 
     num_top = 1
 

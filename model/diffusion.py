@@ -149,7 +149,7 @@ class DiffusionPrior(nn.Module):
         return self.noised(u, last).kl(Gaussian(zero, zero)) * active
 
     def bound(self, u: Tensor, active: Tensor, noise: Noise, published: bool = False) -> Tensor:
-        """A lower bound on log p(u), per element: all T terms (one noise each) less the terminal KL.
+        """A lower bound on log p(u), per element: all T terms, less the terminal KL.
 
         published: the published computation, with its wide bins and without the terminal KL.
         """
@@ -173,7 +173,7 @@ class DiffusionPrior(nn.Module):
     def importance_weight(self, u: Tensor, active: Tensor, noise: Noise, num_paths: int) -> Tensor:
         """log of the mean over paths from q(u_0 … u_{T−1} | u) of p(u, path)/q(path | u): (B,).
 
-        Each path's weight is unbiased for p(u), so the log of their mean bounds log p(u) from below.
+        Each path's weight is unbiased for p(u): the log of their mean bounds log p(u) from below.
         """
         weights = []
         last = torch.full((len(u),), self.steps - 1, device=u.device)

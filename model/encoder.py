@@ -45,7 +45,7 @@ class LadderEncoder(nn.Module):
         return [1] * scale.num_latents
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Standardised x (B, C, H, W) -> features (B, channels, h, h), one per latent, bottom up."""
+        """Standardised x (B, C, H, W) -> features (B, c, h, h), one per latent, bottom up."""
         h = self.init_blocks(self.stem(x))
         features = []
         for net, pool, uses in zip(self.nets, self.pools, self.uses, strict=True):

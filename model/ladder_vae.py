@@ -1,6 +1,7 @@
 """The ladder VAE: encoder, decoder and likelihood assembled; bounds and samplers.
 
-    p(x, z, u) = p(u) Π_l p(z_l | z_{>l}, u) p(x | z, u)      q(z, u | x) = q(u | x) Π_l q(z_l | …, x)
+    p(x, z, u) = p(u) Π_l p(z_l | z_{>l}, u) p(x | z, u)
+    q(z, u | x) = q(u | x) Π_l q(z_l | z_{>l}, u, x)
 
 Shapes: x (B, C, H, W) in [−1, 1]; latents (B, w, h, h), the context (B, C, d, d); D = C·H·W.
 Method: Kuzina & Tomczak 2023, arXiv 2302.09976; ladder after Sønderby et al. 2016.
@@ -46,7 +47,7 @@ class LadderOutput:
 
 
 class LadderVAE(nn.Module):
-    """image_shape: (C, H, W). standardisation: (m, s) of the encoder's input, on a scale of 0 … 255.
+    """image_shape: (C, H, W). standardisation: (m, s) of the encoder's input, on 0 … 255.
 
     levels: of the grey values, for the likelihoods that count them.
 
@@ -79,9 +80,7 @@ class LadderVAE(nn.Module):
         self.image_shape, self.standardisation = tuple(image_shape), tuple(standardisation)
         self.levels = levels
         self.likelihood = LIKELIHOODS[likelihood]
-        scales = layout(
-            size, latent_scales, latent_width, num_ch, scale_ch_mult, start_scale_at_x
-        )
+        scales = layout(size, latent_scales, latent_width, num_ch, scale_ch_mult, start_scale_at_x)
         style = BlockStyle(block_ch_mult, activation, weight_norm, batch_norm)
         self.encoder = encoder(in_channels=channels, num_ch=num_ch, scales=scales, style=style)
         context = {} if ctx_size is None else {"ctx_size": ctx_size}
@@ -107,7 +106,7 @@ class LadderVAE(nn.Module):
         return LadderOutput(self._px(head), [*top, *latents], target)
 
     def fit_context(self, images: Tensor, max_value: int) -> None:
-        """Fit what the context takes from the training images (N, C, H, W), levels 0 … max_value."""
+        """Fit what the context takes from the training images (N, C, H, W) uint8."""
         if self.decoder.num_top:
             self.decoder.context.fit_scale(images, max_value)
 
@@ -123,7 +122,7 @@ class LadderVAE(nn.Module):
         noise: Noise | None = None,
         given: Sequence[Tensor] = (),
     ) -> Likelihood:
-        """p(x | latents) of n draws; the first latents from the top may be given, each (n, w, h, h)."""
+        """p(x | latents) of n draws; the first latents may be given, each (n, w, h, h)."""
         return self.generate_latents(n, temperature, noise, given)[1]
 
     def generate_latents(
@@ -168,9 +167,9 @@ class LadderVAE(nn.Module):
     ) -> Tensor:
         """log p(x) in nats, (B,), estimated with `num_samples` importance samples per image.
 
-        `iwae` (Burda et al. 2016) is a lower bound in expectation: weights are ratios of densities at
-        the samples, and p(u)'s comes from `prior_samples` diffusion paths. `published` is what the
-        code of arXiv 2302.09976 computes, the log-mean-exp of ELBOs; it is not a bound.
+        `iwae` (Burda et al. 2016) is a lower bound in expectation: weights are ratios of densities
+        at the samples, p(u)'s from `prior_samples` diffusion paths. `published` is what the code of
+        arXiv 2302.09976 computes, the log-mean-exp of ELBOs; it is not a bound.
         A Bernoulli model is asked about one binarisation of x, the same for all samples.
         """
         if num_samples < 1:
@@ -194,9 +193,7 @@ class LadderVAE(nn.Module):
         """
         features = self.encode(x)
         top = self.decoder.infer_top(x, noise, 1.0)
-        log_top = sum(
-            (_log_weight(latent, noise, paths) for latent in top), x.new_zeros(len(x))
-        )
+        log_top = sum((_log_weight(latent, noise, paths) for latent in top), x.new_zeros(len(x)))
         for draws, count in _sample_chunks(noise, num_samples, len(x), rows):
             latents, head = self.decoder.descend(
                 count * len(x),

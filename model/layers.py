@@ -115,5 +115,5 @@ def zero_init(layer: nn.Module) -> nn.Module:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32 if it came out of a half-precision layer: bounds are never computed in halves."""
+    """x in float32 if it came out of a half-precision layer, where no bound is computed."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,7 +1,7 @@
 """The likelihoods p(x | z, u): from the decoder's head to log-probabilities per image.
 
-`log_prob` takes x (B, C, H, W) in [−1, 1] and returns (B,) nats. `temperature` scales the variance of
-`sample`: 0 gives thresholds and locations and draws nothing. `levels`: of the images' grey values.
+`log_prob` takes x (B, C, H, W) in [−1, 1] and returns (B,) nats. `temperature` scales the variance
+of `sample`: 0 gives thresholds and locations and draws nothing. `levels`: of the grey values.
 """
 
 import math
@@ -33,7 +33,7 @@ class Bernoulli:
 
     @staticmethod
     def target(x: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
-        """Dynamic binarisation: −1 or 1 by a draw with the pixel's intensity (> ½ at temperature 0)."""
+        """Dynamic binarisation: −1 or 1, drawn with the pixel's intensity (> ½ at temperature 0)."""
         intensity = 0.5 * (x + 1.0)
         threshold = 0.5 if temperature == 0 else noise.uniform(*x.shape[1:], dtype=x.dtype)
         return torch.where(intensity > threshold, 1.0, -1.0).to(x)
@@ -165,9 +165,7 @@ class DiscretisedLogistic(_GreyTarget):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """(B,) nats."""
-        return sum_per_image(
-            discretised_logistic_log_prob(x, self.means, self.scale, self.levels)
-        )
+        return sum_per_image(discretised_logistic_log_prob(x, self.means, self.scale, self.levels))
 
     def sample(self, temperature: float = 1.0, noise: Noise | None = None) -> Tensor:
         """A draw on the levels of [−1, 1]."""

@@ -37,12 +37,12 @@ class Noise:
 
     @classmethod
     def fresh(cls, batch: int, device: torch.device | str = "cpu") -> "Noise":
-        """Streams keyed by one draw from PyTorch's global generator (so `torch.manual_seed` rules)."""
+        """Streams keyed by a draw from PyTorch's global generator: `torch.manual_seed` rules."""
         seed = int(torch.randint(2**62, ()))
         return cls.keyed(torch.arange(batch, device=device), seed)
 
     def samples(self, first: int, count: int) -> "Noise":
-        """Independent streams for samples first … first+count−1 of every row, sample-major: (count·B,)."""
+        """Streams of samples first … first+count−1 of every row, sample-major: (count·B,)."""
         sample = torch.arange(first, first + count, device=self.keys.device)
         return Noise(_mix(self.keys + _mix(sample + GOLDEN)[:, None]).flatten())
 
@@ -67,7 +67,7 @@ class Noise:
         return self.normal(*x.shape[1:], dtype=x.dtype)
 
     def dropout(self, x: Tensor, rate: float) -> Tensor:
-        """x (B, …) with elements zeroed with probability `rate` and the rest divided by 1 − rate."""
+        """x (B, …), elements zeroed with probability `rate`, the rest divided by 1 − rate."""
         kept = self.uniform(*x.shape[1:]) >= rate
         return x * kept.to(x.dtype) / (1.0 - rate)
 

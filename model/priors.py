@@ -1,6 +1,6 @@
 """Priors of the Gaussian latents: the net that every block has, and the plain ladder's other tops.
 
-A prior is called with the state s (B, c, h, h) and returns (p(z | s), features to add to s or None).
+A prior takes the state s (B, c, h, h) and returns (p(z | s), features to add to s or None).
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from model.noise import Noise
 
 @dataclass(frozen=True)
 class LogVariance:
-    """Raw net output to log-variance in [−5, 0]: log softplus_β(raw) (`softplus`) or raw (`log`)."""
+    """Raw output to log-variance in [−5, 0]: log softplus_β(raw) (`softplus`) or raw (`log`)."""
 
     var_mode: str
     softplus_beta: float

@@ -47,7 +47,7 @@ def layout(
     if image_size % 2**halvings:
         raise ValueError(
             f"model.latent_scales={list(latent_scales)} halves the image {halvings} times, which "
-            f"{image_size} pixels don't allow: use a multiple of {2**halvings} pixels or fewer scales."
+            f"{image_size} pixels don't allow: use a multiple of {2**halvings} or fewer scales."
         )
     scales, size, finer, channels = [], image_size, image_size, num_ch
     for index, (count, width) in enumerate(zip(latent_scales, latent_width, strict=True)):

@@ -53,7 +53,7 @@ def test_round_trip_at_full_resolution():
 
 
 def test_elements_without_scale_carry_nothing():
-    """Constant images have no frequencies but the lowest: no NaN, no level to choose, no entropy."""
+    """Constant images have only the lowest frequency: no NaN, no level to choose, no entropy."""
     data = torch.full((4, 1, 8, 8), 200, dtype=torch.uint8)
     context = DCTContext(1, 8, 3)
     context.fit_scale(data, 255)

@@ -1,5 +1,6 @@
 """The prior: schedules, the normalised last step, unbiased training, and p(u) by quadrature."""
 
+import itertools
 import math
 from functools import partial
 
@@ -59,7 +60,12 @@ def exact_log_prob(prior: DiffusionPrior, u: torch.Tensor, points: int = 201) ->
 
 
 def test_schedules():
-    for steps, first, last in ((7, 1 / 7, 2 / 7), (5, 0.2, 0.4), (40, 0.025, 0.5), (1000, 1e-3, 0.02)):
+    for steps, first, last in (
+        (7, 1 / 7, 2 / 7),
+        (5, 0.2, 0.4),
+        (40, 0.025, 0.5),
+        (1000, 1e-3, 0.02),
+    ):
         beta = beta_schedule("linear", steps)
         assert len(beta) == steps
         assert beta[[0, -1]] == pytest.approx([first, last])
@@ -128,7 +134,7 @@ def test_importance_weight_bounds_and_converges():
             error = weights.std(1) / math.sqrt(repeats)
             assert (weights.mean(1) <= exact + 4 * error).all()
             means.append(weights.mean(1))
-    for less, more in zip(means[1:], means[2:], strict=False):
+    for less, more in itertools.pairwise(means[1:]):
         assert (less <= more + 4 * error).all()
     torch.testing.assert_close(means[0], means[1], atol=0.15, rtol=0)  # both estimate the ELBO
     torch.testing.assert_close(means[-1], exact, atol=0.02, rtol=0)

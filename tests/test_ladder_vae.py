@@ -205,7 +205,13 @@ def test_weight_and_batch_norm_sit_where_they_should():
     assert sum("original0" in n for n in decoder_names) == 3
     batch = decoder_block(4, 4, BlockStyle(batch_norm=True))
     assert sum("running_mean" in n for n in batch.state_dict()) == 5
-    assert sum("running_mean" in n for n in encoder_block(4, 4, BlockStyle(batch_norm=True)).state_dict()) == 4
+    assert (
+        sum(
+            "running_mean" in n
+            for n in encoder_block(4, 4, BlockStyle(batch_norm=True)).state_dict()
+        )
+        == 4
+    )
 
 
 def test_layout():

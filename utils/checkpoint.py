@@ -37,8 +37,8 @@ def read(path: Path, device: str | torch.device = "cpu", unsafe: bool = False) -
         content = torch.load(path, map_location=device, weights_only=not unsafe)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"checkpoint={path} holds more than tensors and plain containers, or is damaged, and was "
-            "not loaded: get a good copy, or call load_model(…, unsafe=True) if you trust its source."
+            f"checkpoint={path} is damaged, or holds more than tensors and plain containers, and was "
+            "not loaded: get a good copy, or use load_model(…, unsafe=True) if you trust it."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(

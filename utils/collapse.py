@@ -14,7 +14,6 @@ the threshold, or chance would call such units active.
 
 import math
 from collections.abc import Sequence
-
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +88,7 @@ class CollapseStatistics:
             self.moments[layer] += sums
 
     def variances(self) -> list[Tensor]:
-        """Per layer, the unbiased estimate of Var_x(E_q[z | x]) of each element (may be negative)."""
+        """Per layer, an unbiased estimate of each element's Var_x(E_q[z | x]); may be negative."""
         count = self.per_image[0]
         return [
             (squares - total.square() / count) / (count - 1.0).clamp(min=1.0) - errors / count

@@ -8,17 +8,20 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch.optim import Optimizer
 
 from datasets.splits import ImageSplits
 from model.ladder_vae import LadderVAE
@@ -67,7 +70,8 @@ def explain(error: Exception) -> ConfigError:
         remedy = f"did you mean {close[0]}?" if close else "remove it."
         return ConfigError(f"{wrong[1]} is not a setting: {remedy}")
     if "Available options in" in str(error):
-        options = lines[lines.index(next(x for x in lines if x.startswith("Available"))) + 1 :]
+        start = next(i for i, line in enumerate(lines) if line.startswith("Available")) + 1
+        options = list(takewhile(lambda line: not line.endswith(":"), lines[start:]))
         missing = re.search(r"Could not find '(.+?)'", str(error))
         group, _, choice = (missing[1] if missing else "").rpartition("/")
         return ConfigError(f"{group}={choice} is not a choice: use one of {', '.join(options)}.")
@@ -96,8 +100,8 @@ def override_settings(settings: dict, overrides: Sequence[str]) -> dict:
         elif key in ("experiment", "name"):
             if value != settings["name"]:
                 raise ConfigError(
-                    f"{key}={value} contradicts the checkpoint, which holds {settings['name']} with "
-                    "its settings: leave it out."
+                    f"{key}={value} contradicts the checkpoint, which is of {settings['name']} "
+                    "and has its settings: leave it out."
                 )
         elif "." in key and "/" not in key:
             OmegaConf.update(merged, key, value, force_add=True)
@@ -175,7 +179,7 @@ def _validate_model(model: dict, dataset: dict) -> None:
     if smallest < 1:
         raise ConfigError(
             f"model.num_ch={model['num_ch']} with model.scale_ch_mult={model['scale_ch_mult']} and "
-            f"model.block_ch_mult={model['block_ch_mult']} leaves a block without channels: raise one."
+            f"model.block_ch_mult={model['block_ch_mult']} leaves a block no channels: raise one."
         )
     if any(scale.width < 1 for scale in scales):
         raise ConfigError(
@@ -269,14 +273,21 @@ def build(node: dict, key: str, **arguments: Any) -> Any:
     """
     if not node:  # a choice of none, as in train/scheduler=none
         return None
+    target = f"{key}._target_={node.get('_target_')}"
+    made = _mended(target, instantiate, {**node, "_convert_": "all"}, **arguments)
+    return partial(_mended, target, made) if node.get("_partial_") else made
+
+
+def _mended(target: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """function(…), with what a wrong target or argument raises as a ConfigError."""
     try:
-        return instantiate({**node, "_convert_": "all"}, **arguments)
-    except Exception as error:
+        return function(*args, **kwargs)
+    except (TypeError, InstantiationException) as error:
         cause = error.__cause__ or error
-        if isinstance(cause, ValueError) and not isinstance(cause, OmegaConfBaseException):
+        if isinstance(cause, ValueError):
             raise cause from None
         reason = " ".join(str(cause).split())
-        raise ConfigError(f"{key}._target_={node.get('_target_')} failed: {reason}.") from error
+        raise ConfigError(f"{target} failed ({reason}): correct it or its settings.") from error
 
 
 def build_objective(settings: dict) -> Objective:
@@ -299,6 +310,14 @@ def build_model(settings: dict) -> LadderVAE:
     )
 
 
+def build_optimizer(settings: dict, model: LadderVAE) -> tuple[Optimizer, Any]:
+    """The optimiser of all of the model's parameters, and its schedule (None: constant)."""
+    train = settings["train"]
+    optimizer = build(train["optimizer"], "train.optimizer")(model.parameters())
+    make_scheduler = build(train["scheduler"], "train.scheduler")
+    return optimizer, make_scheduler(optimizer) if make_scheduler else None
+
+
 def load_images(settings: dict) -> ImageSplits:
     """Read (and, where missing, fetch) the data set.
 
@@ -313,11 +332,11 @@ def load_images(settings: dict) -> ImageSplits:
         channels, height, _ = splits.image_shape
         raise ConfigError(
             f"dataset.channels={expected[0]} and dataset.image_size={expected[1]} don't fit "
-            f"{dataset['name']}'s images of {splits.image_shape}: use {channels} and {height}."
+            f"the images of {dataset['name']}, {splits.image_shape}: use {channels} and {height}."
         )
     if splits.max_value != dataset["levels"] - 1:
         raise ConfigError(
-            f"dataset.levels={dataset['levels']} doesn't fit {dataset['name']}'s images, whose "
-            f"largest level is {splits.max_value}: use {splits.max_value + 1}."
+            f"dataset.levels={dataset['levels']} doesn't fit the images of {dataset['name']}, "
+            f"whose largest level is {splits.max_value}: use {splits.max_value + 1}."
         )
     return splits

@@ -123,7 +123,9 @@ def pick_device(wanted: str, processes: Processes) -> torch.device:
         ValueError: if the device is not there, or a node has more processes than GPUs.
     """
     if wanted == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        found = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
         wanted = found.type if found else "cpu"
     if wanted == "mps" and not torch.backends.mps.is_available():
         raise ValueError("train.device=mps is not available here: use auto or cpu.")

@@ -60,9 +60,7 @@ def likelihood(
     sums = torch.zeros(3, dtype=torch.float64)
     for batch in batches:
         noise = Noise.keyed(batch.ids, seed, LIKELIHOOD)
-        nll = -model.log_likelihood(
-            batch.x, num_samples, estimator, noise, prior_samples
-        ).double()
+        nll = -model.log_likelihood(batch.x, num_samples, estimator, noise, prior_samples).double()
         sums += torch.stack([torch.ones_like(nll), nll, nll.square()]).sum(1).cpu()
         tick(len(batch.ids))
     count, total, squares = distributed.total(sums.to(model.device)).tolist()

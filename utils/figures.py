@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (after the backend is chosen)
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
 
-from model import LadderVAE  # noqa: E402
-from model.noise import Noise  # noqa: E402
+from model import LadderVAE
+from model.noise import Noise
 
 COLUMNS = 10
 MOST_ROWS = 9
@@ -20,7 +20,7 @@ PICTURES = 104  # keys the noise of pictures
 
 @torch.no_grad()
 def draw_model(model: LadderVAE, x: Tensor, folder: Path, seed: int) -> list[Path]:
-    """All pictures of a model; x (B, C, H, W): images to look at, of which the first 10 are used."""
+    """All pictures of a model; x (B, C, H, W): images to look at, the first 10 of them."""
     model.eval()
     x = x[:COLUMNS]
     return [
@@ -66,7 +66,9 @@ def draw_reconstructions(model: LadderVAE, x: Tensor, folder: Path, seed: int) -
     values = [latent.z for latent in latents]
 
     def rebuilt(keep: int) -> Tensor:
-        return model.generate(len(x), noise=_noise(model, len(x), seed + 1), given=values[:keep]).mean
+        return model.generate(
+            len(x), noise=_noise(model, len(x), seed + 1), given=values[:keep]
+        ).mean
 
     full = rebuilt(len(values))
     rows = [("x", x), ("reconstruction", full), ("difference", (full - x) / 2)]
@@ -95,8 +97,13 @@ def draw_kl(rows: Sequence[dict], folder: Path) -> Path:
     axes.set_yscale("symlog", linthresh=0.1)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(title="0 = top", ncols=1 + len(keys) // 9, fontsize="small", loc="center left",
-                bbox_to_anchor=(1.0, 0.5))
+    axes.legend(
+        title="0 = top",
+        ncols=1 + len(keys) // 9,
+        fontsize="small",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+    )
     return _save(figure, folder / "kl_per_layer.png")
 
 

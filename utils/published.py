@@ -105,7 +105,9 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, list[str]]]:
         top = "decoder.decoder_blocks.0"
         yield "decoder.context.scale", [f"{top}.dct_scale"]
         yield "decoder.context_conv", [f"{top}.posprocess_block.1"]
-        yield from _unet("decoder.context_prior.net", decoder.context_prior.net, [f"{top}.ctx_prior"])
+        yield from _unet(
+            "decoder.context_prior.net", decoder.context_prior.net, [f"{top}.ctx_prior"]
+        )
     for i, block in enumerate(decoder.blocks):
         ours, theirs = f"decoder.blocks.{i}", f"decoder.decoder_blocks.{i + first}"
         yield f"{ours}.z_conv", [f"{theirs}.z_up"]

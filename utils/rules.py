@@ -1,4 +1,4 @@
-"""What each setting may hold: one line per key. The README explains them; configs/ gives defaults."""
+"""What each setting may hold, a line per key; configs/ has the defaults and explains them."""
 
 import math
 from collections.abc import Callable
@@ -42,9 +42,13 @@ def number(
 
     def accepts(value: Any) -> bool:
         real = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return real and math.isfinite(value) and low <= value <= high and not (above and value == low)
+        return (
+            real and math.isfinite(value) and low <= value <= high and not (above and value == low)
+        )
 
-    wanted = f"a number over {low}" if above and high == math.inf else f"a number {_range(low, high)}"
+    wanted = (
+        f"a number over {low}" if above and high == math.inf else f"a number {_range(low, high)}"
+    )
     return Rule(accepts, wanted.rstrip(), free)
 
 
@@ -157,7 +161,9 @@ RULES: dict[str, Rule] = {
     "model.decoder.z_L_prior.model.num_res_blocks": whole(1, 100),
     "model.decoder.z_L_prior.model.channel_mult": every(whole(1, 64)),
     "model.decoder.z_L_prior.model.num_heads": whole(1, 1024),
-    "model.decoder.z_L_prior.model.dropout": Rule(number(0, 0.99).accepts, "a number from 0 to 0.99"),
+    "model.decoder.z_L_prior.model.dropout": Rule(
+        number(0, 0.99).accepts, "a number from 0 to 0.99"
+    ),
     # training
     "train.seed": whole(0, 2**31 - 1),
     "train.device": Rule(_device, "auto, cpu, cuda, cuda:1 or mps", free=True),

@@ -1,8 +1,8 @@
 """A run's folder: named after its settings, held by one process, continued by the same command.
 
-    <name>-seed<seed>-<digest>/
-        config.yaml  run.json  run.log  metrics.jsonl  results.json (when finished)
-        checkpoints/last.pth  best.pth     figures/*.png     wandb/
+<name>-seed<seed>-<digest>/
+    config.yaml  run.json  run.log  metrics.jsonl  results.json (when finished)
+    checkpoints/last.pth  best.pth     figures/*.png     wandb/
 """
 
 import fcntl
@@ -72,8 +72,8 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(
-                f"{self.path} is being trained by another process: wait for it, or change a setting "
-                "(train.seed=…) for a run of its own."
+                f"{self.path} is being trained by another process: wait for it, or change a "
+                "setting (train.seed=…) for a run of its own."
             ) from error
         log_to(self.path / "run.log")
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)

@@ -1,7 +1,7 @@
 """Training: epochs of optimiser steps, validation after each, checkpoints, early stopping.
 
-The state is one record with save and restore. What a step does is a function of (settings, step), so
-that a run continued from a checkpoint, in the middle of an epoch too, goes on as if never stopped.
+The state is one record with save and restore. What a step does is a function of (settings, step):
+a run continued from a checkpoint, in the middle of an epoch too, goes on as if never stopped.
 """
 
 import math
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datasets.loaders import Batch, EvaluationBatches, TrainBatches
@@ -75,8 +75,8 @@ class Trainer:
         objective: Objective,
         batches: TrainBatches,
         validation: EvaluationBatches,
-        make_optimizer: Callable,
-        make_scheduler: Callable | None,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler | ReduceLROnPlateau | None,
         train: dict,
         save: Callable[[str, dict], Path],
         draw: Callable[[LadderVAE, int, int], None],
@@ -88,8 +88,7 @@ class Trainer:
         self.save, self.draw, self.tracker, self.terminal = save, draw, tracker, terminal
         self.device = model.device
         self.progress = Progress()
-        self.optimizer = make_optimizer(model.parameters())
-        self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.loss_module = distributed.wrap(LossModule(model, objective), self.device)
         self.ema = None
         if train["ema_rate"] > 0:
@@ -174,8 +173,8 @@ class Trainer:
     def _train_step(self, passes: list[Batch], beta: float) -> None:
         """One optimiser step over `passes`; adds to the epoch's sums.
 
-        sums: steps taken into account, loss, gradient norm, reconstruction, kl per layer (means over
-        this process's images).
+        sums: steps, loss, gradient norm, reconstruction, kl per layer (means over this process's
+        images).
         """
         p, module = self.progress, self.loss_module
         self.model.train()
@@ -189,7 +188,9 @@ class Trainer:
             ):
                 loss, reconstruction, kl = module(batch.x, keys, beta)
                 self.scaler.scale(loss / len(passes)).backward()
-            parts = torch.cat([loss.detach()[None], reconstruction.detach().mean()[None], kl.detach().mean(0)])
+            parts = torch.cat(
+                [loss.detach()[None], reconstruction.detach().mean()[None], kl.detach().mean(0)]
+            )
             sums = sums + parts / len(passes)
         loss, reconstruction, *kl = sums.tolist()
         if not all(map(math.isfinite, (loss, reconstruction, *kl))):
@@ -214,8 +215,8 @@ class Trainer:
             if p.skipped_in_a_row >= settings["max_skipped_steps"]:
                 self._stop(
                     f"{p.skipped_in_a_row} steps in a row had a gradient norm over "
-                    f"train.grad_skip_thr={threshold} (the last one {norm:.3g}); raise it, or lower "
-                    "train.optimizer.lr",
+                    f"train.grad_skip_thr={threshold} (the last one {norm:.3g}); raise it, or "
+                    "lower train.optimizer.lr",
                     reconstruction,
                     kl,
                 )
@@ -280,7 +281,9 @@ class Trainer:
             "val/kl": sum(report.kl),
             "val/active_units": report.active_units,
         }
-        for layer, (value, active) in enumerate(zip(report.kl, report.active_per_layer, strict=True)):
+        for layer, (value, active) in enumerate(
+            zip(report.kl, report.active_per_layer, strict=True)
+        ):
             values[f"collapse/kl_{layer}"] = value
             values[f"collapse/active_units_{layer}"] = active
         self.tracker.log(values, epoch=p.epoch + 1, step=p.step)
@@ -307,6 +310,8 @@ class Trainer:
 
     def _amp_dtype(self) -> torch.dtype:
         """bfloat16 where the device has it, float16 otherwise."""
-        if self.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if self.device.type == "cuda" and not torch.cuda.is_bf16_supported(
+            including_emulation=False
+        ):
             return torch.float16
         return torch.float16 if self.device.type == "mps" else torch.bfloat16
