@@ -9,6 +9,7 @@ python run_experiment.py task=test checkpoint=runs/RUN
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -20,13 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datasets.loaders import EvaluationBatches, TrainBatches
 from datasets.splits import ImageSplits
-from model import LadderVAE
-from utils import checkpoint, config, distributed, results
+from utils import build, checkpoint, config, distributed, results
 from utils.distributed import Processes
 from utils.runs import RunFolder
 from utils.terminal import Terminal
 from utils.tracking import open_tracker
 from utils.trainer import Interrupted, Trainer, TrainingStopped
+from utils.validation import validate
 
 INTERRUPTED = 130  # exit status after Ctrl-C or SIGTERM
 MAIN_PROCESS = os.getpid()
@@ -46,62 +47,52 @@ def run(composed: DictConfig) -> None:
 def train(composed: DictConfig, processes: Processes) -> None:
     """Settings -> images -> model -> training -> the best checkpoint's test score."""
     settings = config.resolve(composed)
-    config.validate(settings)
-    terminal, folder = Terminal(processes.is_main), RunFolder(settings)
+    validate(settings)
+    terminal, folder = Terminal(processes.is_main), RunFolder(settings, processes)
     found = folder.results()
     if found and not settings["task"]["force"]:
         results.show(terminal, found)
         terminal.line(f"Finished before, in {folder.path}; task.force=true trains it again.")
         return
     device = distributed.pick_device(settings["train"]["device"], processes)
-    splits = distributed.main_first(processes, lambda: config.load_images(settings))
+    splits = distributed.main_first(processes, lambda: build.load_images(settings))
     torch.manual_seed(settings["train"]["seed"])
-    model = config.build_model(settings).to(device, memory_format=torch.channels_last)
+    model = build.build_model(settings).to(device, memory_format=torch.channels_last)
+    optimizer, scheduler = build.build_optimizer(settings, model)
     batches = train_batches(settings, splits, device, processes)
-    validation = evaluation_batches(settings, splits, "validation", device, processes)
-    optimizer, scheduler = config.build_optimizer(settings, model)
+    validation, held_out = (
+        evaluation_batches(settings, splits, split, device, processes)
+        for split in ("validation", "test")
+    )
     with (
-        folder.opened(processes, anew=bool(found)),
-        open_tracker(settings["wandb"], folder, model, processes) as tracker,
+        folder.opened(anew=bool(found)),
+        open_tracker(settings["wandb"], folder, model) as tracker,
     ):
-
-        def draw(trained: LadderVAE, epoch: int, step: int) -> None:
-            if processes.is_main:
-                from utils import figures  # Matplotlib: when there is something to draw
-
-                images = validation.first(figures.COLUMNS)
-                paths = figures.draw_model(
-                    trained, images, folder.figures, settings["train"]["seed"]
-                )
-                paths.append(figures.draw_kl(tracker.local.rows(), folder.figures))
-                tracker.pictures(paths, epoch, step)
-
+        draw = partial(results.draw, folder, tracker, validation.first(results.PICTURED))
         trainer = Trainer(
             model,
-            config.build_objective(settings),
+            build.build_objective(settings),
             batches,
             validation,
             optimizer,
             scheduler,
             settings["train"],
-            lambda name, state: folder.save(name, state, processes),
+            folder.save,
             draw,
             tracker,
             terminal,
         )
         if distributed.main_first(processes, folder.last.exists):
             trainer.restore(checkpoint.read(folder.last, device))
-            tracker.rewind(trainer.progress.step)
         else:
             model.fit_context(batches.images, splits.max_value)
-        results.announce(terminal, settings, folder, splits, trainer, processes)
+        results.announce(terminal, folder, splits, trainer, processes)
         trainer.fit()
         best, _ = checkpoint.load_model(folder.best, device=device)
-        held_out = evaluation_batches(settings, splits, "test", device, processes)
         found = results.score(best, settings, held_out, "test", terminal)
         draw(best, trainer.progress.epoch, trainer.progress.step)
         tracker.summary(results.flat(found))
-        folder.finish(found, processes)
+        folder.finish(found)
         results.show(terminal, found)
         terminal.line(f"Checkpoints, metrics, pictures and the log are in {folder.path}")
 
@@ -118,12 +109,12 @@ def use(composed: DictConfig, processes: Processes) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     model, loaded = checkpoint.load_model(composed.checkpoint, overrides, device)
     settings = {**OmegaConf.to_container(loaded), "task": task}
-    config.validate(settings)
+    validate(settings)
     output = Path(task["output"] or checkpoint.home(composed.checkpoint, composed.runs_dir))
     if task["name"] == "sample":
         results.sample(model, settings, output, terminal)
         return
-    splits = distributed.main_first(processes, lambda: config.load_images(settings))
+    splits = distributed.main_first(processes, lambda: build.load_images(settings))
     batches = evaluation_batches(
         settings, splits, task["split"], device, processes, task["num_images"]
     )

@@ -175,22 +175,19 @@ class DiffusionPrior(nn.Module):
 
         Each path's weight is unbiased for p(u): the log of their mean bounds log p(u) from below.
         """
-        weights = []
-        last = torch.full((len(u),), self.steps - 1, device=u.device)
-        zero = torch.zeros_like(u)
-        for path in range(num_paths):
-            draws = noise.samples(path, 1)
-            q = self.noised(u, last)
+        draws, u = noise.samples(0, num_paths), u.repeat(num_paths, 1, 1, 1)
+        t = torch.full((len(u),), self.steps - 1, device=u.device)
+        q, zero = self.noised(u, t), torch.zeros_like(u)
+        u_t = q.sample(draws)
+        weight = Gaussian(zero, zero).log_prob(u_t) - q.log_prob(u_t)
+        for _ in range(self.steps - 1):
+            p, q = self.reverse(u_t, t, active, draws), self.true_posterior(u, u_t, t)
             u_t = q.sample(draws)
-            weight = Gaussian(zero, zero).log_prob(u_t) - q.log_prob(u_t)
-            for step in range(self.steps - 1, 0, -1):
-                t = torch.full_like(last, step)
-                p, q = self.reverse(u_t, t, active, draws), self.true_posterior(u, u_t, t)
-                u_t = q.sample(draws)
-                weight = weight + p.log_prob(u_t) - q.log_prob(u_t)
-            weight = weight + self.decode(u, self.reverse(u_t, last * 0, active, draws))
-            weights.append(sum_per_image(weight * active))
-        return torch.stack(weights).logsumexp(0) - math.log(num_paths)
+            weight = weight + p.log_prob(u_t) - q.log_prob(u_t)
+            t = t - 1
+        weight = weight + self.decode(u, self.reverse(u_t, t, active, draws))
+        log_w = sum_per_image(weight * active).view(num_paths, -1)
+        return log_w.logsumexp(0) - math.log(num_paths)
 
     def sample(self, n: int, active: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
         """Ancestral sampling from N(0, I), the mean at t = 0: (n, C, d, d), not quantised."""

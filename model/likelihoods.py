@@ -33,7 +33,7 @@ class Bernoulli:
 
     @staticmethod
     def target(x: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
-        """Dynamic binarisation: −1 or 1, drawn with the pixel's intensity (> ½ at temperature 0)."""
+        """Dynamic binarisation: −1 or 1, drawn with the pixel's intensity (> ½ at 0)."""
         intensity = 0.5 * (x + 1.0)
         threshold = 0.5 if temperature == 0 else noise.uniform(*x.shape[1:], dtype=x.dtype)
         return torch.where(intensity > threshold, 1.0, -1.0).to(x)

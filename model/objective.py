@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.ladder_vae import LadderOutput
+from model.decoder import Latent
+from model.ladder_vae import LadderOutput, LadderVAE
+from model.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,24 @@ class Objective:
         loss = (reconstruction + beta * penalty.sum(1)).mean() / (dims * math.log(2.0))
         return LossParts(loss, reconstruction, kl)
 
-    def _floored(self, latent) -> Tensor:
+    def _floored(self, latent: Latent) -> Tensor:
         kl = latent.kl.flatten(1)
         if hasattr(latent.p, "logvar"):
             kl = kl.clamp(min=self.free_bits_thr / kl.shape[1])
         return kl.sum(1)
+
+
+class LossModule(nn.Module):
+    """Model and objective as one module: what DistributedDataParallel must wrap and see called."""
+
+    def __init__(self, model: LadderVAE, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, x: Tensor, keys: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, C, H, W), noise keys (B,) -> loss (bits/dim), reconstruction (B,), kl (B, L)."""
+        parts = self.objective(self.model(x, noise=Noise(keys)), beta)
+        return parts.loss, parts.reconstruction, parts.kl
 
 
 def bits_per_dim(nats: Tensor | float, dims: int) -> Tensor | float:

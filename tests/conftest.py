@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from utils import config
+from utils.validation import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("LADDER_VAE_SHARED", ROOT.parent / "shared"))
@@ -20,7 +21,7 @@ torch.set_num_threads(
 def compose(experiment: str, *overrides: str) -> dict:
     """A shipped experiment's settings with overrides, checked."""
     settings = config.resolve(config.compose([f"experiment={experiment}", *overrides]))
-    config.validate(settings)
+    validate(settings)
     return settings
 
 

@@ -12,7 +12,7 @@ from model.noise import Noise
 from model.scales import layout
 from tests.conftest import compose, randomised, shrunk
 from tests.test_diffusion import exact_log_prob
-from utils.config import build_model
+from utils.build import build_model
 
 TOY = [
     "dataset.image_size=2",

@@ -8,7 +8,7 @@ import torch
 from model.noise import Noise
 from model.objective import Objective, bits_per_dim
 from tests.conftest import compose, randomised, shrunk
-from utils.config import build_model
+from utils.build import build_model
 
 
 @pytest.fixture(params=["digits_dct_ladder", "digits_ladder"])

@@ -13,8 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from model import LadderVAE
 from utils import published
-from utils.config import ConfigError, build_model, compose, override_settings, resolve, validate
+from utils.build import build_model
+from utils.config import ConfigError, compose, override_settings, resolve
 from utils.files import atomic_write
+from utils.validation import validate
 
 FORMAT, SCHEMA = "dct-ladder-vae", 1
 
@@ -37,8 +39,8 @@ def read(path: Path, device: str | torch.device = "cpu", unsafe: bool = False) -
         content = torch.load(path, map_location=device, weights_only=not unsafe)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"checkpoint={path} is damaged, or holds more than tensors and plain containers, and was "
-            "not loaded: get a good copy, or use load_model(…, unsafe=True) if you trust it."
+            f"checkpoint={path} is damaged or holds more than tensors and plain containers: it was "
+            "not loaded; get a good copy, or use load_model(…, unsafe=True) if you trust it."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(

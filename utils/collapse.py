@@ -97,8 +97,8 @@ class CollapseStatistics:
 
     def report(self) -> CollapseReport:
         """The figures over everything added, on all processes. Call it once, on every process."""
-        for sums in [self.per_image, *self.moments]:
-            distributed.total(sums)
+        self.per_image = distributed.total(self.per_image)
+        self.moments = [distributed.total(sums) for sums in self.moments]
         count, reconstruction, nelbo, squares, *kl = self.per_image.tolist()
         variances = self.variances()
         spread = max(squares / count - (nelbo / count) ** 2, 0.0)

@@ -142,11 +142,28 @@ def pick_device(wanted: str, processes: Processes) -> torch.device:
     return torch.device("cuda", index)
 
 
+def amp_dtype(device: torch.device) -> torch.dtype:
+    """The half precision of a device: bfloat16 where it has it, float16 otherwise."""
+    if device.type == "mps":
+        return torch.float16
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
 def total(values: Tensor) -> Tensor:
-    """The sum over processes, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values
+    """The sum over processes, where the values were."""
+    if not dist.is_initialized():
+        return values
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    summed = values.to(device, copy=True)
+    dist.all_reduce(summed)
+    return summed.to(values.device)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is up on any process: all of them get the same answer."""
+    return bool(total(torch.tensor(float(flag)))) if dist.is_initialized() else flag
 
 
 def wrap(module: nn.Module, device: torch.device) -> nn.Module:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datasets.loaders import EvaluationBatches
 from datasets.splits import ImageSplits
@@ -19,11 +20,13 @@ from utils.evaluation import likelihood, posterior_report
 from utils.files import atomic_write, write_json
 from utils.runs import RunFolder
 from utils.terminal import Terminal
+from utils.tracking import Tracker
 from utils.trainer import Trainer
 
 SAMPLES = 105  # keys the noise of task=sample
 SAMPLE_BATCH = 500
 GRID = 100  # samples that a picture holds
+PICTURED = 10  # images that a run's pictures show
 PROTOCOL = {
     "bernoulli": "dynamic binarisation, one draw per image",
     "gaussian": "density of the grey levels on [-1, 1]",
@@ -163,25 +166,37 @@ def reconstruct(
         terminal.line(str(path))
 
 
+def draw(
+    folder: RunFolder, tracker: Tracker, x: Tensor, model: LadderVAE, epoch: int, step: int
+) -> None:
+    """A run's pictures: the model's on the images x, and KL per layer so far; main process only."""
+    if not folder.processes.is_main:
+        return
+    from utils import figures
+
+    paths = figures.draw_model(model, x, folder.figures, folder.config["train"]["seed"])
+    paths.append(figures.draw_kl(tracker.local.rows(), folder.figures))
+    tracker.pictures(paths, epoch, step)
+
+
 def announce(
     terminal: Terminal,
-    settings: dict,
     folder: RunFolder,
     splits: ImageSplits,
     trainer: Trainer,
     processes: Processes,
 ) -> None:
     """What is about to run, in a few lines."""
-    train, model, progress = settings["train"], trainer.model, trainer.progress
-    batch = settings["dataset"]["data_module"]["batch_size"]
-    share = batch // (processes.world * train["acc_grad"])
+    settings, model, progress = folder.config, trainer.model, trainer.progress
+    batch, passes = trainer.batches.batch_size, settings["train"]["acc_grad"]
+    share = batch // (processes.world * passes)
     parameters = sum(p.numel() for p in model.parameters())
     counts = " + ".join(f"{len(s):,}" for s in (splits.train, splits.validation, splits.test))
     terminal.line(f"{folder.name}: {parameters:,} parameters, on {model.device}")
     terminal.line(f"{settings['dataset']['name']}: {counts} images of {splits.image_shape}")
     terminal.line(
-        f"batch {batch} = {processes.world} process(es) × {train['acc_grad']} pass(es) × {share}; "
-        f"processes started by {processes.launcher}"
+        f"batch {batch} = {processes.world} process(es) × {passes} pass(es) × {share}"
+        + (f"; started by {processes.launcher}" if processes.world > 1 else "")
     )
     if progress.step:
         terminal.line(f"continuing at epoch {progress.epoch + 1}, step {progress.step + 1}")

@@ -29,7 +29,8 @@ RESULTS = "results.json"
 class RunFolder:
     """The folder of the run that these settings describe; nothing is made before `open`."""
 
-    def __init__(self, settings: dict):
+    def __init__(self, settings: dict, processes: Processes):
+        self.processes = processes
         self.name = run_name(settings)
         self.path = Path(settings["runs_dir"], self.name).absolute()
         self.config = without_secrets(settings)
@@ -42,7 +43,7 @@ class RunFolder:
         return json.loads(path.read_text()) if path.exists() else None
 
     @contextmanager
-    def opened(self, processes: Processes, anew: bool) -> Iterator[None]:
+    def opened(self, anew: bool) -> Iterator[None]:
         """Make the folder, or take it up again; while it is open, the log goes to it.
 
         anew: keep what is there under another name and start with an empty folder. Only the main
@@ -51,8 +52,8 @@ class RunFolder:
         Raises:
             ConfigError: if another process is at work in it.
         """
-        lock = self._open(anew) if processes.is_main else None
-        main_first(processes, lambda: None)
+        lock = self._open(anew) if self.processes.is_main else None
+        main_first(self.processes, lambda: None)
         try:
             yield
         except BaseException:
@@ -88,14 +89,14 @@ class RunFolder:
             number += 1
         self.path.rename(aside)
 
-    def save(self, name: str, state: dict, processes: Processes) -> None:
+    def save(self, name: str, state: dict) -> None:
         """A checkpoint, by the main process."""
-        if processes.is_main:
+        if self.processes.is_main:
             checkpoint.save(self.checkpoints / f"{name}.pth", self.config, state)
 
-    def finish(self, found: dict, processes: Processes) -> None:
+    def finish(self, found: dict) -> None:
         """Write the results: from here on the run counts as finished."""
-        if processes.is_main:
+        if self.processes.is_main:
             write_json(self.path / RESULTS, found)
 
     @property

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from torch import nn
 
-from utils.distributed import Processes
 from utils.files import atomic_write
 from utils.runs import RunFolder
 
@@ -168,15 +167,13 @@ class Tracker:
 
 
 @contextmanager
-def open_tracker(
-    settings: dict, folder: RunFolder, model: nn.Module, processes: Processes
-) -> Iterator[Tracker]:
+def open_tracker(settings: dict, folder: RunFolder, model: nn.Module) -> Iterator[Tracker]:
     """The sinks of a run, closed at its end; none on processes that don't write.
 
     settings: the wandb group. Without W&B, whatever the reason, the folder's own record goes on.
     """
     sinks: list[Sink] = []
-    if processes.is_main:
+    if folder.processes.is_main:
         sinks.append(LocalSink(folder.path / "metrics.jsonl"))
         if settings["setup"]["mode"] != "disabled":
             try:

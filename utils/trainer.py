@@ -9,17 +9,16 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datasets.loaders import Batch, EvaluationBatches, TrainBatches
 from model import LadderVAE
 from model.noise import Noise
-from model.objective import Objective, bits_per_dim
+from model.objective import LossModule, Objective, bits_per_dim
 from utils import distributed
 from utils.collapse import CollapseReport
 from utils.evaluation import posterior_report
@@ -53,19 +52,6 @@ class Progress:
     sums: list[float] = field(default_factory=list)  # this epoch's sums, see Trainer._train_step
 
 
-class LossModule(nn.Module):
-    """Model and objective as one module: what DistributedDataParallel must wrap and see called."""
-
-    def __init__(self, model: LadderVAE, objective: Objective):
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, x: Tensor, keys: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, C, H, W), noise keys (B,) -> loss (bits/dim), reconstruction (B,), kl (B, L)."""
-        parts = self.objective(self.model(x, noise=Noise(keys)), beta)
-        return parts.loss, parts.reconstruction, parts.kl
-
-
 class Trainer:
     """Trains `model` in place. `train`: the settings under train, of which it reads all numbers."""
 
@@ -78,7 +64,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         scheduler: LRScheduler | ReduceLROnPlateau | None,
         train: dict,
-        save: Callable[[str, dict], Path],
+        save: Callable[[str, dict], None],
         draw: Callable[[LadderVAE, int, int], None],
         tracker: Tracker,
         terminal: Terminal,
@@ -93,7 +79,7 @@ class Trainer:
         self.ema = None
         if train["ema_rate"] > 0:
             self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train["ema_rate"]))
-        self.amp_dtype = self._amp_dtype() if train["use_amp"] else None
+        self.amp_dtype = distributed.amp_dtype(self.device) if train["use_amp"] else None
         scale = self.amp_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale)
         self.stop_asked = False
@@ -124,6 +110,7 @@ class Trainer:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        self.tracker.rewind(self.progress.step)
 
     def fit(self) -> None:
         """Train until max_epochs or until validation stops improving.
@@ -163,7 +150,7 @@ class Trainer:
                 self._train_step(passes, beta)
                 p.seconds += time.perf_counter() - began
                 bar.advance(self._progress_text())
-                if self._stop_everywhere():
+                if distributed.any_process(self.stop_asked):
                     self.save("last", self.state())
                     raise Interrupted
                 if time.monotonic() - saved > 60.0 * self.settings["checkpoint_every"]:
@@ -244,6 +231,8 @@ class Trainer:
                 self.evaluated, self.validation, settings["seed"], PASSES, bar.count
             )
         loss = bits_per_dim(report.nelbo, math.prod(self.model.image_shape))
+        if not math.isfinite(loss):
+            self._stop(f"the validation loss is {loss}", report.reconstruction, report.kl)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(loss)
         elif self.scheduler:
@@ -258,7 +247,7 @@ class Trainer:
         self.save("last", self.state())
         if draw:
             self.draw(self.evaluated, p.epoch, p.step)
-        if self._stop_everywhere():
+        if distributed.any_process(self.stop_asked):
             raise Interrupted
 
     def _record(self, report: CollapseReport, loss: float) -> None:
@@ -303,15 +292,3 @@ class Trainer:
         steps, loss, _, _, *kl = p.sums
         images = self.batches.batch_size * steps / p.seconds if p.seconds else 0.0
         return f"loss {loss / steps:.4f}  KL {sum(kl) / steps:.2f}  {images:,.0f} images/s"
-
-    def _stop_everywhere(self) -> bool:
-        """Whether any process was asked to stop: all of them leave at the same step."""
-        return bool(distributed.total(torch.tensor(float(self.stop_asked), device=self.device)))
-
-    def _amp_dtype(self) -> torch.dtype:
-        """bfloat16 where the device has it, float16 otherwise."""
-        if self.device.type == "cuda" and not torch.cuda.is_bf16_supported(
-            including_emulation=False
-        ):
-            return torch.float16
-        return torch.float16 if self.device.type == "mps" else torch.bfloat16

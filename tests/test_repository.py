@@ -1,0 +1,134 @@
+"""What holds for the project as a whole: its layers, its dependencies, its README."""
+
+import ast
+import itertools
+import re
+import shlex
+import tomllib
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from utils import config
+from utils.validation import validate
+
+FOLDERS = ("datasets", "model", "utils")
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
+SOURCES.append(ROOT / "run_experiment.py")
+DISTRIBUTIONS = {  # import name -> distribution, where they differ
+    "sklearn": "scikit-learn",
+    "hydra": "hydra-core",
+    "yaml": "pyyaml",
+}
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+NOT_IMPORTED = {"mpich", "pytest-timeout", "ruff", "pytest"}  # programs, and the tests' own
+FORBIDDEN = {  # who must not know of whom
+    "model": {"datasets", "utils", "hydra", "omegaconf", "wandb", "mpi4py"},
+    "datasets": {"model", "utils", "hydra", "omegaconf", "wandb", "mpi4py"},
+    "utils": {"run_experiment"},
+}
+
+
+def imports(path) -> set[str]:
+    """Top-level names that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def requirements() -> dict[str, str]:
+    """Distribution -> version range, from pyproject.toml with all extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    found = [re.match(r"([\w.-]+)(?:\[.*\])?(.*)", item).groups() for one in lists for item in one]
+    return {name: versions for name, versions in found if name != project["name"]}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_dependencies_point_one_way(path):
+    wrong = imports(path) & FORBIDDEN.get(path.parent.name, set())
+    assert not wrong, f"{path.relative_to(ROOT)} must not import {', '.join(wrong)}"
+
+
+def test_the_client_of_the_tracker_is_called_in_one_module():
+    assert [p.name for p in SOURCES if "wandb" in imports(p)] == ["tracking.py"]
+
+
+def test_requirements_are_what_is_imported():
+    used = set().union(*map(imports, SOURCES)) - {*FOLDERS, "run_experiment", "__future__"}
+    external = {name for name in used if name not in __import__("sys").stdlib_module_names}
+    distributions = {DISTRIBUTIONS.get(name, name) for name in external}
+    assert distributions == set(requirements()) - NOT_IMPORTED
+
+
+def test_conda_requirements_are_the_same():
+    entries = yaml.safe_load((ROOT / "conda_requirements.yaml").read_text())["dependencies"]
+    conda = dict(re.match(r"([\w-]+)(.*)", entry).groups() for entry in entries)
+    python = conda.pop("python")
+    expected = {CONDA_NAMES.get(n, n): v for n, v in requirements().items()}
+    assert conda == expected
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert python == project["requires-python"]
+
+
+def test_nothing_of_ours_is_installed_under_its_common_name():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert tools["setuptools"]["packages"] == []
+
+
+def readme_commands() -> list[str]:
+    """The lines of the README's shell blocks, continuation lines joined."""
+    blocks = re.findall(r"```(?:bash|shell)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.strip()]
+
+
+def test_readme_commands_compose():
+    """Every command of the README, up to where it would read data or a checkpoint."""
+    checked = 0
+    for line in readme_commands():
+        for part in line.split("&&"):
+            words = shlex.split(part)
+            if "run_experiment.py" not in words:
+                continue
+            overrides = words[words.index("run_experiment.py") + 1 :]
+            choices = [[override] for override in overrides]
+            if "-m" in overrides:
+                overrides.remove("-m")
+                pairs = [override.partition("=") for override in overrides]
+                choices = [[f"{key}={v}" for v in value.split(",")] for key, _, value in pairs]
+            for job in itertools.product(*choices):
+                composed = config.compose(list(job))
+                if composed.task.name == "train":
+                    validate(config.resolve(composed))
+            checked += 1
+    assert checked >= 8
+
+
+def test_the_two_lines_of_the_readme_and_ci_agree():
+    commands = readme_commands()
+    main, tests = commands[:2]
+    assert main.endswith("run_experiment.py experiment=digits_dct_ladder")
+    assert tests.endswith("pip install -e '.[test]' && python -m pytest")
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "install --quiet --disable-pip-version-check --editable '.[test]'" in ci
+    assert "python -m pytest" in ci
+
+
+def test_readme_names_only_settings_and_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"`((?:configs|model|datasets|utils|tests)/[\w./]*)`", text):
+        if "." in path or path.endswith("/"):  # else it is a config group
+            assert (ROOT / path).exists(), path
+    from utils.rules import RULES
+
+    prefixes = ("model.", "train.", "dataset.", "wandb.", "task.")
+    for key in re.findall(r"`([a-z_]+\.[\w.]+)(?:=[^`]*)?`", text):
+        if key.startswith(prefixes) and not key.endswith(".py"):
+            known = key in RULES or any(rule.startswith(key.rstrip(".") + ".") for rule in RULES)
+            assert known, key

@@ -1,0 +1,189 @@
+"""The command as a user types it, in processes of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.conftest import ROOT, shrunk
+
+COMMAND = [sys.executable, "-u", str(ROOT / "run_experiment.py")]
+SMALL = [*shrunk("digits_dct_ladder"), "dataset.data_module.batch_size=100"]
+SMALL += ["dataset.data_module.test_batch_size=500", "train.max_epochs=2"]
+QUIET = ["wandb.setup.mode=disabled", "task.estimators=[iwae]"]
+FIGURES = ("context", "kl_per_layer", "reconstructions", "reconstructions_top")
+FIGURES += ("samples", "samples_fixed_top")
+
+
+def environment(folder: Path) -> dict:
+    """No account, no network, nothing of the person's who runs the tests."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
+    return {**kept, "HOME": str(folder), "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def call(folder: Path, *arguments: str, launcher: tuple = (), status: int = 0, timeout=240):
+    """Run the command in `folder` and return what it printed."""
+    found = subprocess.run(
+        [*launcher, *COMMAND, *arguments],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert found.returncode == status, found.stdout + found.stderr
+    return found
+
+
+def only_run(folder: Path) -> Path:
+    """The one run in folder/runs."""
+    runs = [path for path in (folder / "runs").iterdir() if path.is_dir()]
+    assert len(runs) == 1
+    return runs[0]
+
+
+def metrics(run: Path) -> list[dict]:
+    """The run's metrics, without what a clock decides."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(folder, output) of one small training run, with W&B as it is by default."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, call(folder, "experiment=digits_dct_ladder", *SMALL)
+
+
+def test_training_leaves_everything_in_one_folder(trained):
+    folder, _ = trained
+    run = only_run(folder)
+    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == ["runs"]
+    assert {p.stem for p in (run / "figures").glob("*.png")} == set(FIGURES)
+    for name in ("last", "best"):
+        assert (run / "checkpoints" / f"{name}.pth").stat().st_size > 100_000
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["model"]["num_ch"] == 16 and settings["name"] == "digits_dct_ladder"
+    assert [row["epoch"] for row in metrics(run)] == [1, 2]
+    found = json.loads((run / "results.json").read_text())
+    assert found["bound"]["images"] == 297 and len(found["bound"]["kl"]) == 7
+    assert [entry["estimator"] for entry in found["likelihoods"]] == ["iwae", "published"]
+    assert "epoch    2" in (run / "run.log").read_text()
+    assert list(run.glob("wandb/offline-run-*"))  # no account: recorded offline
+
+
+def test_the_terminal_shows_epochs_a_table_and_the_folder_and_nothing_else(trained):
+    folder, output = trained
+    assert output.stderr == ""
+    lines = output.stdout.splitlines()
+    assert lines[0].startswith("digits_dct_ladder-seed123-")
+    assert sum(line.startswith("epoch ") for line in lines) == 2
+    for word in ("split", "estimator", "iwae", "published", "bits/dim", "active", "context"):
+        assert word in output.stdout
+    assert lines[-1].endswith(str(only_run(folder)))
+
+
+def test_a_finished_run_is_shown_and_force_keeps_the_old_one(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    run = only_run(folder)
+    before = (run / "results.json").read_bytes()
+    output = call(folder, "experiment=digits_dct_ladder", *SMALL).stdout
+    assert "task.force=true trains it again" in output and "epoch" not in output
+    assert (run / "results.json").read_bytes() == before
+    call(folder, "experiment=digits_dct_ladder", *SMALL, *QUIET, "task.force=true")
+    assert (folder / "runs" / f"{run.name}.old1" / "results.json").read_bytes() == before
+    assert (run / "results.json").exists()
+
+
+def test_a_checkpoint_alone_is_tested_sampled_and_reconstructed(trained, tmp_path):
+    """Elsewhere, without its folder, and with no setting typed again."""
+    run = only_run(trained[0])
+    path = tmp_path / "some.pth"
+    shutil.copy(run / "checkpoints" / "best.pth", path)
+    call(tmp_path, "task=test", f"checkpoint={path}")
+    found = json.loads((tmp_path / "runs" / "some" / "test_scores.json").read_text())
+    first = json.loads((run / "results.json").read_text())
+    assert found["likelihoods"] == first["likelihoods"] and found["bound"] == first["bound"]
+    call(tmp_path, "task=sample", f"checkpoint={path}", "task.num_images=7", "task.output=here")
+    images = np.load(tmp_path / "here" / "samples.npz")["images"]
+    assert images.shape == (7, 8, 8, 1) and images.dtype == np.uint8
+    call(tmp_path, "task=reconstruct", f"checkpoint={path}", "task.output=here")
+    assert {p.stem for p in (tmp_path / "here").glob("*.png")} == {
+        "samples",
+        "reconstructions",
+        "reconstructions_top",
+        "context",
+    }
+    few = ["task.num_images=20", "model.is_k=3", "task.split=validation", "task.estimators=[iwae]"]
+    call(tmp_path, "task=test", f"checkpoint={path}", *few, "task.output=there")
+    found = json.loads((tmp_path / "there" / "validation_scores.json").read_text())
+    assert found["bound"]["images"] == 20 and found["likelihoods"][0]["num_samples"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_the_same_command_continues_a_run_that_was_stopped(trained, tmp_path, number):
+    arguments = ["experiment=digits_dct_ladder", *SMALL, *QUIET, "train.checkpoint_every=0"]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/checkpoints/last.pth")) and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    assert number == signal.SIGKILL or "the same command goes on" in errors
+    assert not list(tmp_path.glob("runs/*/results.json"))
+    output = call(tmp_path, *arguments).stdout
+    assert "continuing at epoch" in output
+    assert metrics(only_run(tmp_path)) == metrics(only_run(trained[0]))
+
+
+def test_a_sweep_has_a_folder_for_each_job_and_goes_on_after_an_error(tmp_path):
+    arguments = ["-m", "experiment=digits_ladder", "train.seed=0,-1,1", *QUIET]
+    arguments += [*SMALL[:5], *SMALL[-3:], "train.max_epochs=1"]
+    output = call(tmp_path, *arguments, status=1)
+    seeds = sorted(p.name.split("-")[1] for p in (tmp_path / "runs").iterdir() if p.is_dir())
+    assert seeds == ["seed0", "seed1"]
+    assert output.stderr.count("Error: train.seed=-1 is not valid") == 1
+    assert "Traceback" not in output.stderr
+
+
+def test_mistakes_get_one_sentence_a_status_and_no_folder(tmp_path):
+    for arguments, complaint in (
+        ([], "choose an experiment=…"),
+        (["experiment=digits_ladder", "train.foo=3"], "train.foo is not a setting"),
+        (["experiment=digits_ladder", "train.optimizer.lr=abc"], "train.optimizer.lr='abc'"),
+        (["experiment=mnist_ladder", "dataset.download=false"], "MNIST is not in"),
+        (["task=test"], "checkpoint is not set"),
+    ):
+        found = call(tmp_path, *arguments, status=1)
+        assert found.stderr.startswith("Error: ") and complaint in found.stderr
+        assert found.stderr.count("\n") == 1 and found.stdout == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_processes_share_one_run(tmp_path):
+    """As mpiexec and torchrun start them: one folder, one record, the global batch divided."""
+    mpiexec = Path(sys.executable).parent / "mpiexec"
+    if not mpiexec.exists():
+        pytest.skip("no mpiexec beside this Python (pip install mpich)")
+    arguments = ["experiment=digits_dct_ladder", *SMALL, *QUIET, "train.ddp=true"]
+    output = call(tmp_path, *arguments, launcher=(str(mpiexec), "-n", "2")).stdout
+    assert "batch 100 = 2 process(es) × 1 pass(es) × 50; started by mpi" in output
+    assert len(metrics(only_run(tmp_path))) == 2
+    assert json.loads((only_run(tmp_path) / "results.json").read_text())["bound"]["images"] == 297

@@ -1,0 +1,103 @@
+"""From checked settings to the objects they describe: model, objective, optimiser, images."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch.optim import Optimizer
+
+from datasets.splits import ImageSplits
+from model.ladder_vae import LadderVAE
+from model.objective import Objective
+from utils.config import ConfigError
+
+OBJECTIVE = ("beta_start", "beta_end", "warmup", "free_bits_thr")
+EVALUATION = ("is_k", "is_k_prior")
+DATASET = (  # the keys that are not the source's own
+    "name",
+    "image_size",
+    "channels",
+    "levels",
+    "standardisation",
+    "horizontal_flip",
+    "data_module",
+)
+
+
+def build(node: dict, key: str, **arguments: Any) -> Any:
+    """Instantiate the `_target_` of settings[key] (with _partial_: a function that finishes it).
+
+    Raises:
+        ConfigError: if it cannot be found or refuses its settings.
+    """
+    if not node:  # a choice of none, as in train/scheduler=none
+        return None
+    target = f"{key}._target_={node.get('_target_')}"
+    made = _mended(target, instantiate, {**node, "_convert_": "all"}, **arguments)
+    return partial(_mended, target, made) if node.get("_partial_") else made
+
+
+def _mended(target: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """function(…), with what a wrong target or argument raises as a ConfigError."""
+    try:
+        return function(*args, **kwargs)
+    except (TypeError, InstantiationException) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError):
+            raise cause from None
+        reason = " ".join(str(cause).split())
+        raise ConfigError(f"{target} failed ({reason}): correct it or its settings.") from error
+
+
+def build_objective(settings: dict) -> Objective:
+    """The training loss."""
+    return Objective(**{key: settings["model"][key] for key in OBJECTIVE})
+
+
+def build_model(settings: dict) -> LadderVAE:
+    """The untrained model."""
+    model, dataset = settings["model"], settings["dataset"]
+    parts = {k: v for k, v in model.items() if k not in (*OBJECTIVE, *EVALUATION)}
+    for part in ("encoder", "decoder"):
+        parts[part] = build(model[part], f"model.{part}")
+    size = dataset["image_size"]
+    return LadderVAE(
+        image_shape=(dataset["channels"], size, size),
+        standardisation=dataset["standardisation"],
+        levels=dataset["levels"],
+        **parts,
+    )
+
+
+def build_optimizer(settings: dict, model: LadderVAE) -> tuple[Optimizer, Any]:
+    """The optimiser of all of the model's parameters, and its schedule (None: constant)."""
+    train = settings["train"]
+    optimizer = build(train["optimizer"], "train.optimizer")(model.parameters())
+    make_scheduler = build(train["scheduler"], "train.scheduler")
+    return optimizer, make_scheduler(optimizer) if make_scheduler else None
+
+
+def load_images(settings: dict) -> ImageSplits:
+    """Read (and, where missing, fetch) the data set.
+
+    Raises:
+        ConfigError: if the images have another shape than dataset.channels and image_size say.
+    """
+    dataset = settings["dataset"]
+    source = {key: value for key, value in dataset.items() if key not in DATASET}
+    splits = build(source, "dataset")
+    expected = (dataset["channels"], dataset["image_size"], dataset["image_size"])
+    if splits.image_shape != expected:
+        channels, height, _ = splits.image_shape
+        raise ConfigError(
+            f"dataset.channels={expected[0]} and dataset.image_size={expected[1]} don't fit "
+            f"the images of {dataset['name']}, {splits.image_shape}: use {channels} and {height}."
+        )
+    if splits.max_value != dataset["levels"] - 1:
+        raise ConfigError(
+            f"dataset.levels={dataset['levels']} doesn't fit the images of {dataset['name']}, "
+            f"whose largest level is {splits.max_value}: use {splits.max_value + 1}."
+        )
+    return splits
