@@ -35,9 +35,11 @@ def folder(tmp_path, *overrides, processes=None) -> RunFolder:
 def test_a_second_process_is_told_to_wait(tmp_path):
     first, second = folder(tmp_path), folder(tmp_path)
     with first.opened(anew=False):
-        with pytest.raises(ConfigError, match="is being trained by another process"):
-            with second.opened(anew=False):
-                pass
+        with (
+            pytest.raises(ConfigError, match="is being trained by another process"),
+            second.opened(anew=False),
+        ):
+            pass
         with folder(tmp_path, "train.seed=7").opened(anew=False):
             pass
     with second.opened(anew=False):
