@@ -23,7 +23,7 @@ from datasets.loaders import EvaluationBatches, TrainBatches
 from datasets.splits import ImageSplits
 from utils import build, checkpoint, config, distributed, results
 from utils.distributed import Processes
-from utils.runs import RunFolder
+from utils.runs import RunFolder, recorded_settings
 from utils.terminal import Terminal
 from utils.tracking import open_tracker
 from utils.trainer import Interrupted, Trainer, TrainingStopped
@@ -46,7 +46,7 @@ def run(composed: DictConfig) -> None:
 
 def train(composed: DictConfig, processes: Processes) -> None:
     """Settings -> images -> model -> training -> the best checkpoint's test score."""
-    settings = config.resolve(composed)
+    settings = train_settings(composed)
     validate(settings)
     terminal, folder = Terminal(processes.is_main), RunFolder(settings, processes)
     found = folder.results()
@@ -97,6 +97,16 @@ def train(composed: DictConfig, processes: Processes) -> None:
         terminal.line(f"Checkpoints, metrics, pictures and the log are in {folder.path}")
 
 
+def train_settings(composed: DictConfig) -> dict:
+    """What to train: the command's settings, or those of the run that train.resume_id names."""
+    if composed.train.resume_id is None:
+        return config.resolve(composed)
+    recorded = recorded_settings(composed.runs_dir, composed.train.resume_id)
+    settings = config.override_settings(recorded, HydraConfig.get().overrides.task)
+    own = {key: config.resolve(composed[key]) for key in ("task", "wandb")}
+    return {**settings, **own, "runs_dir": composed.runs_dir}
+
+
 def use(composed: DictConfig, processes: Processes) -> None:
     """task=test, sample, reconstruct: a checkpoint is all they need."""
     task, terminal = config.resolve(composed.task), Terminal(processes.is_main)
@@ -106,7 +116,7 @@ def use(composed: DictConfig, processes: Processes) -> None:
             "folder of a run)."
         )
     device = distributed.pick_device(composed.train.device, processes)
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = HydraConfig.get().overrides.task
     model, loaded = checkpoint.load_model(composed.checkpoint, overrides, device)
     settings = {**OmegaConf.to_container(loaded), "task": task}
     validate(settings)

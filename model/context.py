@@ -63,12 +63,13 @@ class DCTContext(nn.Module):
         In float64, and a y within 1e-6 of a whole number counts as it: rounding noise around zero
         must not give an empty frequency a scale of 1.
         """
+        images = images.cpu() if images.device.type == "mps" else images  # which has no float64
         matrix, _ = dct_matrices(images.shape[-1], self.scale.shape[-1])
         matrix = matrix.to(images.device)
-        largest = torch.zeros_like(self.scale, dtype=torch.float64)
+        largest = torch.zeros(self.scale.shape, dtype=torch.float64, device=images.device)
         for part in images.split(chunk):
             y = matrix @ (part.double() / max_value) @ matrix.T
-            largest = torch.maximum(largest, (y + 1e-6).floor().abs().amax(0).to(largest))
+            largest = torch.maximum(largest, (y + 1e-6).floor().abs().amax(0))
         self.scale.copy_(largest)
 
     def encode(self, x: Tensor) -> Tensor:

@@ -153,6 +153,18 @@ def test_the_same_command_continues_a_run_that_was_stopped(trained, tmp_path, nu
     assert metrics(only_run(tmp_path)) == metrics(only_run(trained[0]))
 
 
+def test_a_run_is_continued_by_its_wandb_id_with_its_own_settings(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    run = only_run(folder)
+    (run / "results.json").unlink()
+    wandb_id = json.loads((run / "run.json").read_text())["wandb_id"]
+    call(folder, f"train.resume_id={wandb_id}", *QUIET)
+    assert only_run(folder) == run and (run / "results.json").exists()
+    found = call(folder, "train.resume_id=nobody", status=1)
+    assert found.stderr.startswith("Error: train.resume_id=nobody is of no run")
+
+
 def test_a_sweep_has_a_folder_for_each_job_and_goes_on_after_an_error(tmp_path):
     arguments = ["-m", "experiment=digits_ladder", "train.seed=0,-1,1", *QUIET]
     arguments += [*SMALL[:5], *SMALL[-3:], "train.max_epochs=1"]

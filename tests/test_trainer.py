@@ -15,14 +15,14 @@ from utils.tracking import LocalSink, Tracker
 from utils.trainer import Interrupted, Trainer, TrainingStopped
 
 
-def make_trainer(folder, *overrides, experiment="digits_dct_ladder", optimizer=None) -> Trainer:
+def make_trainer(folder, *overrides, experiment="digits_dct_ladder", optimizer=None, device="cpu"):
     """A trainer over 40 small images whose checkpoints go to `folder`."""
     base = ["dataset.data_module.batch_size=8", "train.max_epochs=3", "train.grad_skip_thr=0"]
     settings = compose(experiment, *shrunk(experiment), *base, *overrides)
     torch.manual_seed(settings["train"]["seed"])
-    model = build.build_model(settings)
+    model = build.build_model(settings).to(device)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 17, (56, 1, 8, 8), generator=generator).to(torch.uint8)
+    images = torch.randint(0, 17, (56, 1, 8, 8), generator=generator).to(device, torch.uint8)
     model.fit_context(images[:40], 16)
     batches = TrainBatches(
         images[:40],
@@ -210,6 +210,20 @@ def test_mixed_precision_trains(tmp_path):
     trainer.fit()
     losses = [row["train/loss"] for row in rows(tmp_path)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("amp", ["true", "false"])
+def test_a_gpu_trains_as_the_cpu_does(tmp_path, amp):
+    folders = [tmp_path / name for name in ("cpu", "cuda")]
+    for folder in folders:
+        folder.mkdir()
+        trainer = make_trainer(folder, f"train.use_amp={amp}", device=folder.name)
+        trainer.fit()
+    cpu, cuda = (rows(folder) for folder in folders)
+    for a, b in zip(cpu, cuda, strict=True):
+        assert a["val/loss"] == pytest.approx(b["val/loss"], rel=0.02)
 
 
 def test_beta_warms_up_and_validation_keeps_the_true_bound(tmp_path):

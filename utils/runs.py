@@ -105,6 +105,21 @@ class RunFolder:
         return json.loads((self.path / "run.json").read_text())["wandb_id"]
 
 
+def recorded_settings(runs_dir: str, wandb_id: str) -> dict:
+    """The settings of the run in runs_dir that has this W&B id.
+
+    Raises:
+        ConfigError: if none has.
+    """
+    for path in sorted(Path(runs_dir).glob("*/run.json")):
+        if json.loads(path.read_text())["wandb_id"] == wandb_id:
+            return yaml.safe_load((path.parent / "config.yaml").read_text())
+    raise ConfigError(
+        f"train.resume_id={wandb_id} is of no run in runs_dir={runs_dir}: name the folder of the "
+        "runs, or leave it out and repeat the run's own command."
+    )
+
+
 def log_to(path: Path) -> None:
     """Send the log, warnings included, to this file and nowhere else."""
     handler = logging.FileHandler(path, encoding="utf-8")
