@@ -137,6 +137,56 @@ def test_top_priors_of_the_plain_ladder(prior):
         assert model.log_likelihood(x, 2, estimator).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(f"model.decoder.ctx_posterior_var={kind}" for kind in ("fixed", "train", "conditional")),
+        "model.decoder.ctx_type=downsample",
+        "model.decoder.z_L_prior.parametrization=eps",
+        "model.decoder.z_L_prior.parametrization=x_var",
+        "model.decoder.z_L_prior.t_sample=loss_aware",
+        "model.decoder.z_L_prior.beta_schedule=cosine",
+        "model.decoder.disconnect=true",
+        "model.decoder.var_mode=log",
+        "model.decoder.num_postprocess_blocks=2",
+        "model.decoder.num_blocks_per_scale=2",
+        "model.encoder.num_init_blocks=1",
+        "model/encoder=small_ladder",
+        "model.batch_norm=true",
+        "model.weight_norm=true",
+        "model.activation=gelu",
+        "model.scale_ch_mult=1.5",
+        "model.start_scale_at_x=true",
+        "model.likelihood=bernoulli",
+        "model.likelihood=gaussian",
+        "model.likelihood=logistic_mixture",
+    ],
+)
+def test_every_choice_trains_samples_and_is_scored(option):
+    torch.manual_seed(0)
+    settings = compose("digits_dct_ladder", *shrunk("digits_dct_ladder"), option)
+    model = build_model(settings).train()
+    images = torch.randint(0, 17, (6, 1, 8, 8))
+    model.fit_context(images.byte(), 16)
+    x = images / 8.0 - 1
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(25):
+        out = model(x, noise=Noise.keyed(torch.arange(6), 0))
+        loss = (out.reconstruction + out.kl.sum(1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+    model.eval()
+    assert model.sample(3, 0.7).abs().max() <= 1
+    assert model.reconstruct(x, 2).isfinite().all()
+    iwae, published = (model.log_likelihood(x, 4, e) for e in ("iwae", "published"))
+    assert iwae.isfinite().all() and published.isfinite().all()
+
+
 @pytest.mark.parametrize("experiment", ["digits_dct_ladder", "digits_ladder"])
 @torch.no_grad()
 def test_public_names(experiment):

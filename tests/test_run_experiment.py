@@ -77,7 +77,9 @@ def test_training_leaves_everything_in_one_folder(trained):
     assert found["bound"]["images"] == 297 and len(found["bound"]["kl"]) == 7
     assert [entry["estimator"] for entry in found["likelihoods"]] == ["iwae", "published"]
     assert "epoch    2" in (run / "run.log").read_text()
-    assert list(run.glob("wandb/offline-run-*"))  # no account: recorded offline
+    (record,) = run.glob("wandb/offline-run-*/*.wandb")  # no account: recorded offline
+    for name in (b"val/nelbo", b"figures/samples", b"test/nll_iwae"):
+        assert name in record.read_bytes()
 
 
 def test_the_terminal_shows_epochs_a_table_and_the_folder_and_nothing_else(trained):
@@ -195,7 +197,8 @@ def test_two_processes_share_one_run(tmp_path):
     if not mpiexec.exists():
         pytest.skip("no mpiexec beside this Python (pip install mpich)")
     arguments = ["experiment=digits_dct_ladder", *SMALL, *QUIET, "train.ddp=true"]
-    output = call(tmp_path, *arguments, launcher=(str(mpiexec), "-n", "2")).stdout
-    assert "batch 100 = 2 process(es) × 1 pass(es) × 50; started by mpi" in output
+    found = call(tmp_path, *arguments, launcher=(str(mpiexec), "-n", "2"))
+    assert "batch 100 = 2 process(es) × 1 pass(es) × 50; started by mpi" in found.stdout
+    assert found.stdout.count("epoch    1") == 1 and found.stderr == ""
     assert len(metrics(only_run(tmp_path))) == 2
     assert json.loads((only_run(tmp_path) / "results.json").read_text())["bound"]["images"] == 297

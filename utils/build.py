@@ -1,5 +1,6 @@
 """From checked settings to the objects they describe: model, objective, optimiser, images."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -87,6 +88,8 @@ def load_images(settings: dict) -> ImageSplits:
     """
     dataset = settings["dataset"]
     source = {key: value for key, value in dataset.items() if key not in DATASET}
+    if "root" in source:
+        source["root"] = os.path.expanduser(source["root"])
     splits = build(source, "dataset")
     expected = (dataset["channels"], dataset["image_size"], dataset["image_size"])
     if splits.image_shape != expected:

@@ -174,9 +174,7 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     if not dist.is_initialized():
         return module
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
+    return nn.parallel.DistributedDataParallel(module, ids, gradient_as_bucket_view=True)
 
 
 def no_sync(module: nn.Module, more: bool) -> AbstractContextManager:

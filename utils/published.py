@@ -19,7 +19,7 @@ UNUSED = re.compile(
     r"|decoder\.y_block\."
     r"|decoder\.decoder_blocks\.0\.(dct_mean|dct_std|dct\.)"
     r"|decoder\.decoder_blocks\.\d+\.(s_to_p|s_to_q)\.(beta|skip\.)"  # blocks without residual
-    r"|decoder\.z_L_prior\.(?!mu$|log_var$)"  # repeats the first block's prior
+    r"|decoder\.z_L_prior\.|decoder\.decoder_blocks\.0\.top_prior\."  # where another prior is used
 )
 TIME_BLOCK = {
     "norm_in": "in_layers.0",

@@ -52,6 +52,7 @@ class RunFolder:
         Raises:
             ConfigError: if another process is at work in it.
         """
+        logging.captureWarnings(True)  # into the log; unseen on the other processes
         lock = self._open(anew) if self.processes.is_main else None
         main_first(self.processes, lambda: None)
         try:
@@ -130,4 +131,3 @@ def log_to(path: Path) -> None:
         old.close()
     root.addHandler(handler)
     logging.getLogger("ladder_vae").setLevel(logging.INFO)
-    logging.captureWarnings(True)
