@@ -25,14 +25,20 @@ UNIFORM_SHARE = 0.05  # of loss-aware draws of t, so that no step is ever starve
 MOMENT_SAMPLES = 256
 
 
-def beta_schedule(name: str, steps: int) -> np.ndarray:
-    """β_0 … β_{T−1} in float64: `linear`, or `cosine` (Nichol & Dhariwal 2021, eq. 17)."""
-    if name == "linear":
-        scale, smallest = (100.0 / steps, 0.01) if steps < 21 else (1000.0 / steps, 0.001)
-        return np.linspace(scale * smallest, scale * 0.02, steps, dtype=np.float64)
+def linear_betas(steps: int) -> np.ndarray:
+    """β_0 … β_{T−1}, evenly from a scale's smallest to its largest value, in float64."""
+    scale, smallest = (100.0 / steps, 0.01) if steps < 21 else (1000.0 / steps, 0.001)
+    return np.linspace(scale * smallest, scale * 0.02, steps, dtype=np.float64)
+
+
+def cosine_betas(steps: int) -> np.ndarray:
+    """β_0 … β_{T−1} of Nichol & Dhariwal 2021, eq. 17, at most 0.999, in float64."""
     times = np.arange(steps + 1, dtype=np.float64) / steps
     alpha_bar = np.cos((times + 0.008) / 1.008 * math.pi / 2) ** 2
     return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas}
 
 
 def discretised_gaussian_log_prob(u: Tensor, p: Gaussian, bits: int, published: bool) -> Tensor:
@@ -91,7 +97,7 @@ class DiffusionPrior(nn.Module):
         self.parametrization, self.t_sample = parametrization, t_sample
         out_channels = 2 * site.width if parametrization == "x" else site.width
         self.net = model(in_channels=site.width, out_channels=out_channels)
-        for name, values in diffusion_constants(beta_schedule, T).items():
+        for name, values in diffusion_constants(SCHEDULES[beta_schedule](T)).items():
             self.register_buffer(name, torch.from_numpy(values).float(), persistent=False)
         self.register_buffer("step_loss", torch.ones(T), persistent=t_sample == "loss_aware")
 
@@ -220,12 +226,11 @@ class DiffusionPrior(nn.Module):
         return values[t].to(like.dtype).view(-1, 1, 1, 1)
 
 
-def diffusion_constants(schedule: str, steps: int) -> dict[str, np.ndarray]:
-    """β, ᾱ and the posterior's coefficients, (T,) float64.
+def diffusion_constants(beta: np.ndarray) -> dict[str, np.ndarray]:
+    """β, ᾱ and the posterior's coefficients, (T,) float64, from β_0 … β_{T−1}.
 
     The posterior's variance at t = 0, where it is 0, is replaced by its value at t = 1.
     """
-    beta = beta_schedule(schedule, steps)
     alpha_bar = np.cumprod(1.0 - beta)
     before = np.append(1.0, alpha_bar[:-1])
     variance = beta * (1.0 - before) / (1.0 - alpha_bar)

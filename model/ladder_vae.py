@@ -155,7 +155,6 @@ class LadderVAE(nn.Module):
         given = [latent.z for latent in latents[:keep]]
         return self.generate(len(x), temperature, noise, given).mean
 
-    @torch.no_grad()
     def log_likelihood(
         self,
         x: Tensor,
@@ -165,12 +164,26 @@ class LadderVAE(nn.Module):
         prior_samples: int = PRIOR_PATHS,
         max_rows: int = MAX_ROWS,
     ) -> Tensor:
-        """log p(x) in nats, (B,), estimated with `num_samples` importance samples per image.
+        """`estimate`'s log p(x) in nats: (B,)."""
+        return self.estimate(x, num_samples, estimator, noise, prior_samples, max_rows)[0]
+
+    @torch.no_grad()
+    def estimate(
+        self,
+        x: Tensor,
+        num_samples: int,
+        estimator: str = "iwae",
+        noise: Noise | None = None,
+        prior_samples: int = PRIOR_PATHS,
+        max_rows: int = MAX_ROWS,
+    ) -> tuple[Tensor, Tensor]:
+        """log p(x) in nats, (B,), and the effective number (Σw)²/Σw² of its `num_samples` weights.
 
         `iwae` (Burda et al. 2016) is a lower bound in expectation: weights are ratios of densities
         at the samples, p(u)'s from `prior_samples` diffusion paths. `published` is what the code of
         arXiv 2302.09976 computes, the log-mean-exp of ELBOs; it is not a bound.
         A Bernoulli model is asked about one binarisation of x, the same for all samples.
+        Weights are made `max_rows` at a time and never stored.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} gives no estimate: use 1 or more.")
@@ -179,10 +192,11 @@ class LadderVAE(nn.Module):
         noise = noise or Noise.fresh(len(x), x.device)
         target = self.likelihood.target(x, noise)
         weigh = self._iwae_weights if estimator == "iwae" else self._published_weights
-        total = x.new_full((len(x),), -math.inf)
+        total = squares = x.new_full((len(x),), -math.inf)
         for log_weights in weigh(x, target, num_samples, noise, prior_samples, max_rows):
             total = torch.logaddexp(total, log_weights.logsumexp(0))
-        return total - math.log(num_samples)
+            squares = torch.logaddexp(squares, (2.0 * log_weights).logsumexp(0))
+        return total - math.log(num_samples), (2.0 * total - squares).exp()
 
     def _iwae_weights(
         self, x: Tensor, target: Tensor, num_samples: int, noise: Noise, paths: int, rows: int

@@ -11,9 +11,10 @@ from scipy.stats import norm
 from model.context import level_value
 from model.diffusion import (
     DiffusionPrior,
-    beta_schedule,
+    cosine_betas,
     diffusion_constants,
     discretised_gaussian_log_prob,
+    linear_betas,
 )
 from model.distributions import Gaussian, sum_per_image
 from model.noise import Noise
@@ -66,17 +67,17 @@ def test_schedules():
         (40, 0.025, 0.5),
         (1000, 1e-3, 0.02),
     ):
-        beta = beta_schedule("linear", steps)
+        beta = linear_betas(steps)
         assert len(beta) == steps
         assert beta[[0, -1]] == pytest.approx([first, last])
-    cosine = beta_schedule("cosine", 40)
+    cosine = cosine_betas(40)
     assert (cosine > 0).all() and cosine.max() == 0.999 and (cosine[1:] >= cosine[:-1]).all()
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", [linear_betas, cosine_betas])
 def test_posterior_is_bayes_rule(schedule):
     """q(u_{t−1} | u_t, u) ∝ q(u_t | u_{t−1}) q(u_{t−1} | u), the product of two Gaussians."""
-    c = diffusion_constants(schedule, 8)
+    c = diffusion_constants(schedule(8))
     t, u, u_t = 5, 0.3, -0.7
     beta, before = c["beta"][t], c["alphas_cumprod"][t - 1]
     precision = (1 - beta) / beta + 1 / (1 - before)

@@ -45,14 +45,19 @@ def toy(experiment: str, overrides: list[str]) -> LadderVAE:
     return model.double().eval()
 
 
-def exact_evidence(model: LadderVAE, x: torch.Tensor, points: int = 81) -> float:
-    """log p(x) by quadrature over two scalar latents, and by the sum over a one-element context."""
+def exact_evidence(model: LadderVAE, x: torch.Tensor, points: int = 81, top=None) -> float:
+    """log p(x) by quadrature over two scalar latents, and by the sum over a one-element context.
+
+    With `top` given, log p(x | u) at that context.
+    """
     grid = torch.linspace(-6, 6, points, dtype=torch.float64)
     cell = (grid[1] - grid[0]) ** 2
     pairs = torch.cartesian_prod(grid, grid)
     given = [pairs[:, i].view(-1, 1, 1, 1) for i in (0, 1)]
     levels = torch.tensor([-0.75, -0.25, 0.25, 0.75], dtype=torch.float64)
     tops = [[u.expand(len(pairs), 1, 1, 1)] for u in levels] if model.decoder.num_top else [[]]
+    if top:
+        tops = [[top[0].expand(len(pairs), 1, 1, 1)]]
     log_joint = []
     for top in tops:
         latents, head = model.decoder.descend(len(pairs), top, None, given, Noise.fresh(len(pairs)))
@@ -61,7 +66,7 @@ def exact_evidence(model: LadderVAE, x: torch.Tensor, points: int = 81) -> float
             log_p = log_p + latent.p.log_prob(latent.z).flatten()
         log_joint.append(log_p.logsumexp(0) + cell.log())
     log_joint = torch.stack(log_joint)
-    if model.decoder.num_top:
+    if len(tops) > 1:
         log_joint = log_joint + exact_log_prob(model.decoder.context_prior, levels)
     return log_joint.logsumexp(0).item()
 

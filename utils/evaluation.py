@@ -5,6 +5,7 @@ chunk size or the number of processes, beyond the order of floating-point sums.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -12,12 +13,16 @@ import torch
 
 from datasets.loaders import Batch
 from model import LadderVAE
+from model.ladder_vae import MAX_ROWS
 from model.noise import Noise
 from utils import distributed
 from utils.collapse import CollapseReport, CollapseStatistics
 
 POSTERIOR, LIKELIHOOD = 101, 103  # purposes that key the noise apart
 IMAGES_AT_ONCE = 32  # whose samples are drawn together: a thousand each take a while
+ENOUGH_SAMPLES = 3.0  # effective ones, under which a warning goes with the figure
+MEMORY_SHARE = 0.1  # of what is free, for the rows decoded at once
+MAPS_PER_ROW = 8
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,18 @@ class Likelihood:
     prior_samples: int | None  # diffusion paths, where the estimator draws any
     nll: float
     nll_se: float
+    ess: float  # effective number of the num_samples weights, mean over images
     images: int
+
+    @property
+    def warning(self) -> str | None:
+        """What to say where a few weights decide: more samples would move the figure."""
+        if self.ess >= ENOUGH_SAMPLES:
+            return None
+        return (
+            f"{self.estimator}: of K = {self.num_samples} weights {self.ess:.1f} count on average; "
+            "the figure would still move with a larger model.is_k"
+        )
 
 
 @torch.no_grad()
@@ -58,17 +74,36 @@ def likelihood(
 ) -> Likelihood:
     """log p(x) of every image with num_samples importance samples, averaged over all processes."""
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums, rows = torch.zeros(4, dtype=torch.float64), None
     for batch in batches:
+        rows = rows or rows_that_fit(model, batch.x[:1])
         pieces = zip(batch.x.split(IMAGES_AT_ONCE), batch.ids.split(IMAGES_AT_ONCE), strict=True)
         for x, ids in pieces:
             noise = Noise.keyed(ids, seed, LIKELIHOOD)
-            nll = -model.log_likelihood(x, num_samples, estimator, noise, prior_samples)
-            nll = nll.cpu().double()
-            sums += torch.stack([torch.ones_like(nll), nll, nll.square()]).sum(1)
+            found = model.estimate(x, num_samples, estimator, noise, prior_samples, rows)
+            nll, ess = -found[0].cpu().double(), found[1].cpu().double()
+            sums += torch.stack([torch.ones_like(nll), nll, nll.square(), ess]).sum(1)
             tick(len(ids))
-    count, total, squares = distributed.total(sums).tolist()
+    count, total, squares, ess = distributed.total(sums).tolist()
     spread = max(squares / count - (total / count) ** 2, 0.0)
     paths = prior_samples if estimator == "iwae" and model.has_diffusion else None
     se = math.sqrt(spread / max(count - 1, 1))
-    return Likelihood(estimator, num_samples, paths, total / count, se, int(count))
+    return Likelihood(estimator, num_samples, paths, total / count, se, ess / count, int(count))
+
+
+def rows_that_fit(model: LadderVAE, x: torch.Tensor) -> int:
+    """Samples × images to decode at once, given one image: what memory allows, at most MAX_ROWS.
+
+    A row holds the encoder's features and a few maps of the decoder's widest state.
+    """
+    features = {id(f): f.numel() for f in model.encode(x)}.values()
+    per_row = x.element_size() * (sum(features) + MAPS_PER_ROW * max(features))
+    budget = MEMORY_SHARE * _free_memory(model.device)
+    return max(1, min(MAX_ROWS, int(budget / per_row)))
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that can be had on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -53,6 +53,8 @@ def score(
         with terminal.bar(f"{split}: {estimator}, K = {samples}", len(batches.ids)) as bar:
             found = likelihood(model, batches, estimator, samples, paths, seed, bar.count)
             likelihoods.append(asdict(found))
+        if found.warning:
+            terminal.line(f"Note: {found.warning}.")
     return {
         "name": settings["name"],
         "split": split,
@@ -68,27 +70,29 @@ def score(
 def show(terminal: Terminal, found: dict) -> None:
     """Two tables: the scores, and the layers."""
     report = CollapseReport(**found["bound"])
-    scores = [("elbo", report.nelbo, report.nelbo_se, 1)]
+    scores = [("elbo", report.nelbo, report.nelbo_se, 1, "")]
     for entry in found["likelihoods"]:
-        scores.append((entry["estimator"], entry["nll"], entry["nll_se"], entry["num_samples"]))
+        values = [entry[key] for key in ("estimator", "nll", "nll_se", "num_samples")]
+        scores.append((*values, f"{entry['ess']:.1f}"))
     paths = {entry["prior_samples"] for entry in found["likelihoods"]} - {None}
     terminal.table(
         f"{found['name']}: {report.images:,} images; {found['protocol']}"
         + "".join(f"; p(u) in iwae from {n} diffusion paths" for n in paths)
         + "\npublished: what the published code computes, for its tables; not a bound",
-        ["split", "estimator", "K", "nll (nats)", "bits/dim", "recon.", "KL", "active"],
+        ["split", "estimator", "K", "ESS", "nll (nats)", "bits/dim", "recon.", "KL", "active"],
         [
             [
                 found["split"],
                 title,
                 str(samples),
+                ess,
                 f"{nll:.2f} ± {error:.2f}",
                 f"{bits_per_dim(nll, found['dims']):.4f}",
                 f"{report.reconstruction:.2f}",
                 f"{sum(report.kl):.2f}",
                 f"{report.active_units:.1%}",
             ]
-            for title, nll, error, samples in scores
+            for title, nll, error, samples, ess in scores
         ],
     )
     layers = zip(report.elements, report.kl, report.kl_share, report.active_per_layer, strict=True)

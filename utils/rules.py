@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.context import CONTEXTS
+from model.diffusion import SCHEDULES
 from model.ladder_vae import ESTIMATORS
 from model.layers import ACTIVATIONS
 from model.likelihoods import LIKELIHOODS
@@ -152,7 +153,7 @@ RULES: dict[str, Rule] = {
     "model.decoder.z_L_prior._target_": TARGET,
     "model.decoder.z_L_prior._partial_": one_of(True),
     "model.decoder.z_L_prior.T": whole(2, 10_000),
-    "model.decoder.z_L_prior.beta_schedule": one_of("linear", "cosine"),
+    "model.decoder.z_L_prior.beta_schedule": one_of(*SCHEDULES),
     "model.decoder.z_L_prior.t_sample": one_of("uniform", "loss_aware"),
     "model.decoder.z_L_prior.parametrization": one_of("x", "x_var", "eps"),
     "model.decoder.z_L_prior.model._target_": TARGET,
