@@ -155,11 +155,21 @@ def test_a_non_finite_loss_stops_before_the_weights_change(tmp_path, value):
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def test_a_nan_gradient_stops_the_run(tmp_path):
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path, value):
     trainer = make_trainer(tmp_path)
-    trainer.model.encoder.stem.bias.register_hook(lambda g: g * math.nan)
-    with pytest.raises(TrainingStopped, match="the gradient's norm is nan"):
+    before = [w.clone() for w in weights(trainer)]
+    trainer.model.encoder.stem.bias.register_hook(lambda g: g.abs() * value)
+    with pytest.raises(TrainingStopped, match=f"the gradient's norm is {value}"):
         trainer.fit()
+    assert all(map(torch.equal, before, weights(trainer)))
+
+
+def test_an_infinite_gradient_is_skipped_where_steps_may_be(tmp_path):
+    trainer = make_trainer(tmp_path, "train.grad_skip_thr=100", "train.max_epochs=1")
+    trainer.model.encoder.stem.bias.register_hook(lambda g: g.abs() * math.inf)
+    trainer.fit()
+    assert trainer.progress.skipped == 5
 
 
 def test_the_average_is_what_gets_evaluated(tmp_path):

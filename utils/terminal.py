@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -58,7 +59,9 @@ class Terminal:
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table, also into the log as tab-separated lines."""
-        table = Table(title=Text(title), title_justify="left")
+        table = Table(
+            title=Text(title), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
+        )
         for index, name in enumerate(header):
             table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
         for row in rows:

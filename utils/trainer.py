@@ -195,7 +195,7 @@ class Trainer:
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         overflow = self.scaler.is_enabled() and not math.isfinite(norm)  # lowers the scale instead
         threshold = settings["grad_skip_thr"] or math.inf
-        if math.isnan(norm) and not overflow:
+        if not overflow and (math.isnan(norm) or norm == threshold == math.inf):
             self._stop(f"the gradient's norm is {norm}", reconstruction, kl)
         if norm > threshold and not overflow:
             p.skipped, p.skipped_in_a_row = p.skipped + 1, p.skipped_in_a_row + 1
