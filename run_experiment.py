@@ -66,7 +66,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
     )
     with (
         folder.opened(anew=bool(found)),
-        open_tracker(settings["wandb"], folder, model) as tracker,
+        open_tracker(settings["wandb"], folder, model, terminal) as tracker,
     ):
         draw = partial(results.draw, folder, tracker, validation.first(results.PICTURED))
         trainer = Trainer(

@@ -93,6 +93,14 @@ def test_the_terminal_shows_epochs_a_table_and_the_folder_and_nothing_else(train
     assert lines[-1].endswith(str(only_run(folder)))
 
 
+def test_without_its_account_wandb_records_offline_and_says_so(tmp_path):
+    arguments = ["experiment=digits_ladder", "model.num_ch=16", "model.is_k=1"]
+    arguments += ["train.max_epochs=1", "task.estimators=[iwae]", "wandb.setup.mode=online"]
+    output = call(tmp_path, *arguments).stdout
+    assert "W&B (mode online) could not start: " in output
+    assert list(only_run(tmp_path).glob("wandb/offline-run-*/*.wandb"))
+
+
 def test_a_finished_run_is_shown_and_force_keeps_the_old_one(trained, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(trained[0], folder)

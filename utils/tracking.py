@@ -12,6 +12,7 @@ from torch import nn
 
 from utils.files import atomic_write
 from utils.runs import RunFolder
+from utils.terminal import Terminal
 
 log = logging.getLogger("ladder_vae")
 INIT_TIMEOUT = 20  # seconds for the W&B server to answer
@@ -68,7 +69,7 @@ class LocalSink(Sink):
 class WandbSink(Sink):
     """A W&B run through the real client."""
 
-    def __init__(self, settings: dict, folder: RunFolder, model: nn.Module):
+    def __init__(self, settings: dict, folder: RunFolder, model: nn.Module, mode: str):
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_X_DISABLE_VIEWER", "true")
@@ -77,9 +78,9 @@ class WandbSink(Sink):
         if settings["api_key"]:
             os.environ["WANDB_API_KEY"] = settings["api_key"]
         self.wandb, setup = wandb, settings["setup"]
-        mode = setup["mode"]
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False) else "offline"
+        wandb.teardown()  # a run that could not start leaves the client unable to start another
         self.run = wandb.init(
             entity=setup["entity"],
             project=setup["project"],
@@ -167,19 +168,25 @@ class Tracker:
 
 
 @contextmanager
-def open_tracker(settings: dict, folder: RunFolder, model: nn.Module) -> Iterator[Tracker]:
+def open_tracker(
+    settings: dict, folder: RunFolder, model: nn.Module, terminal: Terminal
+) -> Iterator[Tracker]:
     """The sinks of a run, closed at its end; none on processes that don't write.
 
-    settings: the wandb group. Without W&B, whatever the reason, the folder's own record goes on.
+    settings: the wandb group. Where W&B cannot start it records offline, and without it at worst.
     """
     sinks: list[Sink] = []
     if folder.processes.is_main:
         sinks.append(LocalSink(folder.path / "metrics.jsonl"))
-        if settings["setup"]["mode"] != "disabled":
+        mode = settings["setup"]["mode"]
+        for wanted in [] if mode == "disabled" else dict.fromkeys([mode, "offline"]):
             try:
-                sinks.append(WandbSink(settings, folder, model))
-            except Exception:
-                log.exception("W&B could not start; the run goes on without it")
+                sinks.append(WandbSink(settings, folder, model, wanted))
+                break
+            except Exception as error:
+                log.exception("W&B")
+                reason = " ".join(str(error).split())[:150]
+                terminal.line(f"W&B (mode {wanted}) could not start: {reason}")
     tracker = Tracker(folder.path, sinks)
     try:
         yield tracker
