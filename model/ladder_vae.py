@@ -160,12 +160,10 @@ class LadderVAE(nn.Module):
         x: Tensor,
         num_samples: int,
         estimator: str = "iwae",
-        noise: Noise | None = None,
-        prior_samples: int = PRIOR_PATHS,
-        max_rows: int = MAX_ROWS,
+        **options,
     ) -> Tensor:
-        """`estimate`'s log p(x) in nats: (B,)."""
-        return self.estimate(x, num_samples, estimator, noise, prior_samples, max_rows)[0]
+        """log p(x) in nats, (B,): the first part of `estimate`, which says what the options are."""
+        return self.estimate(x, num_samples, estimator, **options)[0]
 
     @torch.no_grad()
     def estimate(

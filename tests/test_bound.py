@@ -122,7 +122,7 @@ def gap(model, exact, k: int) -> tuple[float, float]:
     """Mean over seeds of estimate − exact value, and its standard error."""
     noise = Noise.keyed(torch.arange(SEEDS), 1)
     x = GREY.expand(SEEDS, -1, -1, -1)
-    difference = model.log_likelihood(x, k, "iwae", noise, k, 4096) - exact
+    difference = model.estimate(x, k, "iwae", noise, k, 4096)[0] - exact
     return difference.mean().item(), difference.std().item() / math.sqrt(SEEDS)
 
 

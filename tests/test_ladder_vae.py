@@ -89,13 +89,13 @@ def test_iwae_bounds_the_evidence_and_grows_with_k(experiment, overrides):
     means = []
     for k in (1, 4, 32):
         noise = Noise.keyed(torch.arange(seeds), k)
-        found = model.log_likelihood(x, k, "iwae", noise, prior_samples=k)
+        found = model.log_likelihood(x, k, noise=noise, prior_samples=k)
         error = found.std().item() / math.sqrt(seeds)
         assert found.mean().item() <= exact + 4 * error
         means.append(found.mean().item())
     assert means[0] < means[1] < means[2]
     if not model.decoder.num_top:  # with a context, q(u | x) reaches two of its levels only
-        found = model.log_likelihood(x[:50], 4096, "iwae", Noise.keyed(torch.arange(50), 0))
+        found = model.log_likelihood(x[:50], 4096, noise=Noise.keyed(torch.arange(50), 0))
         assert found.mean().item() == pytest.approx(exact, abs=0.02)
 
 
@@ -104,9 +104,9 @@ def test_estimates_depend_on_keys_not_on_batches_or_chunks():
     model = build_model(compose("digits_dct_ladder", *shrunk("digits_dct_ladder"))).eval()
     x = torch.rand(6, 1, 8, 8) * 2 - 1
     for estimator in ("iwae", "published"):
-        whole = model.log_likelihood(x, 7, estimator, Noise.keyed(torch.arange(6), 1))
+        whole = model.log_likelihood(x, 7, estimator, noise=Noise.keyed(torch.arange(6), 1))
         part = model.log_likelihood(
-            x[4:], 7, estimator, Noise.keyed(torch.arange(4, 6), 1), max_rows=4
+            x[4:], 7, estimator, noise=Noise.keyed(torch.arange(4, 6), 1), max_rows=4
         )
         torch.testing.assert_close(part, whole[4:], rtol=1e-5, atol=1e-4)
 
@@ -119,7 +119,9 @@ def test_elbo_is_the_mean_of_one_sample_weights():
     x = X.expand(seeds, -1, -1, -1)
     out = model(x, noise=Noise.keyed(torch.arange(seeds), 1))
     elbo = -(out.reconstruction + out.kl.sum(1))
-    weights = model.log_likelihood(x, 1, "iwae", Noise.keyed(torch.arange(seeds), 2), 1)
+    weights = model.log_likelihood(
+        x, 1, "iwae", noise=Noise.keyed(torch.arange(seeds), 2), prior_samples=1
+    )
     error = math.hypot(elbo.std(), weights.std()) / math.sqrt(seeds)
     assert elbo.mean().item() == pytest.approx(weights.mean().item(), abs=4 * error)
 

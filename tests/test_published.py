@@ -215,5 +215,7 @@ def test_averaged_weights_are_preferred(references):
 if __name__ == "__main__":
     for name in CHECKPOINTS:
         found = deviations(SHARED / "reference", name)
+        if name == "cifar_dct":  # see test_extreme_mixture_scales…: the published floor shows
+            found.pop("log_prob_x_given_z")
         worst = max(found, key=found.get)
         print(f"{name:20} {len(found):4} arrays, largest deviation {found[worst]:.1e} ({worst})")

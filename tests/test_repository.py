@@ -4,12 +4,14 @@ import ast
 import itertools
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, shrunk
 from utils import config
 from utils.validation import validate
 
@@ -61,7 +63,7 @@ def test_the_client_of_the_tracker_is_called_in_one_module():
 
 def test_requirements_are_what_is_imported():
     used = set().union(*map(imports, SOURCES)) - {*FOLDERS, "run_experiment", "__future__"}
-    external = {name for name in used if name not in __import__("sys").stdlib_module_names}
+    external = {name for name in used if name not in sys.stdlib_module_names}
     distributions = {DISTRIBUTIONS.get(name, name) for name in external}
     assert distributions == set(requirements()) - NOT_IMPORTED
 
@@ -74,6 +76,16 @@ def test_conda_requirements_are_the_same():
     assert conda == expected
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert python == project["requires-python"]
+
+
+def test_the_benchmark_measures(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.speed", "experiment=digits_ladder"]
+    found = subprocess.run(
+        [*command, *shrunk("digits_ladder")], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert found.returncode == 0, found.stderr
+    for measure in ("matrix product", "training", "evaluation, iwae", "sampling"):
+        assert re.search(rf"{measure}\W+[\d,]+", found.stdout)
 
 
 def test_nothing_of_ours_is_installed_under_its_common_name():

@@ -1,0 +1,1 @@
+"""Measurements: how fast, against what the machine can do."""
