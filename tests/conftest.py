@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("LADDER_VAE_SHARED", ROOT.parent / "shared"))
 TINY_UNET = "model.decoder.z_L_prior.model"
 
-torch.set_num_threads(
-    max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
-)
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; their processes too
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 def compose(experiment: str, *overrides: str) -> dict:

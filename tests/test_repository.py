@@ -24,7 +24,14 @@ DISTRIBUTIONS = {  # import name -> distribution, where they differ
     "yaml": "pyyaml",
 }
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
-NOT_IMPORTED = {"mpich", "pytest-timeout", "ruff", "pytest", "tqdm"}  # used by name or by others
+NOT_IMPORTED = {
+    "mpich",
+    "pytest-timeout",
+    "pytest-xdist",
+    "ruff",
+    "pytest",
+    "tqdm",
+}  # used by name or by others
 FORBIDDEN = {  # who must not know of whom
     "model": {"datasets", "utils", "hydra", "omegaconf", "wandb", "mpi4py"},
     "datasets": {"model", "utils", "hydra", "omegaconf", "wandb", "mpi4py"},
