@@ -20,9 +20,8 @@ PICTURES = 104  # keys the noise of pictures
 
 @torch.no_grad()
 def draw_model(model: LadderVAE, x: Tensor, folder: Path, seed: int) -> list[Path]:
-    """All pictures of a model; x (B, C, H, W): images to look at, the first 10 of them."""
+    """All pictures of a model; x (B, C, H, W): the images to look at."""
     model.eval()
-    x = x[:COLUMNS]
     return [
         draw_samples(model, folder, seed),
         draw_fixed_top(model, folder, seed),
