@@ -1,10 +1,11 @@
-"""Train, test or draw a model. Everything is a setting: configs/, and the README.
+"""Train, test, report on, compare or draw models. Everything is a setting: configs/, the README.
 
 python run_experiment.py experiment=digits_dct_ladder
 python -u run_experiment.py experiment=mnist_dct_ladder dataset.root=$HOME/data
 python run_experiment.py -m experiment=digits_ladder,digits_dct_ladder train.seed=0,1,2
 mpiexec -n 4 python -u run_experiment.py experiment=cifar_dct_ladder
 python run_experiment.py task=test checkpoint=runs/RUN
+python run_experiment.py task=compare 'runs=[runs/digits_*]'
 """
 
 import os
@@ -21,8 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datasets.loaders import EvaluationBatches, TrainBatches
 from datasets.splits import ImageSplits
+from model import LadderVAE
 from utils import build, checkpoint, config, distributed, results
 from utils.distributed import Processes
+from utils.files import write_scores
 from utils.runs import RunFolder, recorded_settings
 from utils.terminal import Terminal
 from utils.tracking import open_tracker
@@ -39,7 +42,7 @@ def run(composed: DictConfig) -> None:
     """One job: what task.name says."""
     processes = distributed.start(composed.train.ddp)
     try:
-        (train if composed.task.name == "train" else use)(composed, processes)
+        {"train": train, "compare": compare}.get(composed.task.name, use)(composed, processes)
     finally:
         distributed.stop()
 
@@ -53,6 +56,8 @@ def train(composed: DictConfig, processes: Processes) -> None:
     if found and not settings["task"]["force"]:
         results.show(terminal, found)
         terminal.line(f"Finished before, in {folder.path}; task.force=true trains it again.")
+        if not (folder.path / "report" / "report.json").exists():
+            terminal.line(f"It has no report: task=report checkpoint={folder.path} makes one.")
         return
     device = distributed.pick_device(settings["train"]["device"], processes)
     splits = distributed.main_first(processes, lambda: build.load_images(settings))
@@ -89,11 +94,14 @@ def train(composed: DictConfig, processes: Processes) -> None:
         results.announce(terminal, folder, splits, trainer, processes)
         trainer.fit()
         best, _ = checkpoint.load_model(folder.best, device=device)
-        found = results.score(best, settings, held_out, "test", terminal)
+        found = results.score(best, settings, held_out, "test", folder.best, terminal)
+        folder.finish(found.record, found.per_image)
+        tracker.summary(results.flat(found.record))
+        results.show(terminal, found.record)
         draw(best, trainer.progress.epoch, trainer.progress.step)
-        tracker.summary(results.flat(found))
-        folder.finish(found)
-        results.show(terminal, found)
+        if settings["task"]["report"]:
+            pictures = report(best, found, settings, held_out, folder.path, processes, terminal)
+            tracker.pictures(pictures, trainer.progress.epoch, trainer.progress.step)
         terminal.line(f"Checkpoints, metrics, pictures and the log are in {folder.path}")
 
 
@@ -108,33 +116,83 @@ def train_settings(composed: DictConfig) -> dict:
 
 
 def use(composed: DictConfig, processes: Processes) -> None:
-    """task=test, sample, reconstruct: a checkpoint is all they need."""
+    """task=test, report, sample, reconstruct: a checkpoint is all they need."""
     task, terminal = config.resolve(composed.task), Terminal(processes.is_main)
     if composed.checkpoint is None:
         raise config.ConfigError(
             f"checkpoint is not set: task={task['name']} needs checkpoint=… (a .pth file or the "
             "folder of a run)."
         )
-    device = distributed.pick_device(composed.train.device, processes)
-    overrides = HydraConfig.get().overrides.task
-    model, loaded = checkpoint.load_model(composed.checkpoint, overrides, device)
-    settings = {**OmegaConf.to_container(loaded), "task": task}
-    validate(settings)
-    output = Path(task["output"] or checkpoint.home(composed.checkpoint, composed.runs_dir))
+    source = composed.checkpoint
+    model, settings = load(source, composed, processes)
+    output = Path(task["output"] or checkpoint.home(source, composed.runs_dir))
     if task["name"] == "sample":
         results.sample(model, settings, output, terminal)
         return
-    splits = distributed.main_first(processes, lambda: build.load_images(settings))
-    batches = evaluation_batches(
-        settings, splits, task["split"], device, processes, task["num_images"]
-    )
+    batches = held_out_batches(settings, model.device, processes)
     if task["name"] == "reconstruct":
         results.reconstruct(model, settings, batches, output, terminal)
         return
-    found = results.score(model, settings, batches, task["split"], terminal)
-    results.show(terminal, found)
+    file = checkpoint.locate(source)
+    found = results.score(model, settings, batches, task["split"], file, terminal)
+    results.show(terminal, found.record)
     if processes.is_main:
-        terminal.line(f"Also in {results.write(found, output)}")
+        stem = f"{task['split']}_scores"
+        path = write_scores(output, stem, found.record, found.per_image)
+        terminal.line(f"Also in {path}")
+    if task["name"] == "report":
+        report(model, found, settings, batches, output, processes, terminal)
+
+
+def compare(composed: DictConfig, processes: Processes) -> None:
+    """task=compare: the scores of several runs, made where they are missing, side by side."""
+    from utils.compare import Run, sources, stored
+    from utils.compare_page import write_comparison
+
+    task, terminal = config.resolve(composed.task), Terminal(processes.is_main)
+    overrides, runs = HydraConfig.get().overrides.task, []
+    for source in sources(list(composed.runs)):
+        run = stored(source, task, composed.runs_dir, overrides)
+        if run is None:
+            terminal.line(f"Scoring {source}")
+            model, settings = load(source, composed, processes)
+            batches = held_out_batches(settings, model.device, processes)
+            file = checkpoint.locate(source)
+            found = results.score(model, settings, batches, task["split"], file, terminal)
+            if processes.is_main:
+                home, stem = checkpoint.home(source, composed.runs_dir), f"{task['split']}_scores"
+                write_scores(home, stem, found.record, found.per_image)
+            run = Run(found.record, found.per_image)
+        runs.append(run)
+    if processes.is_main:
+        folder = Path(task["output"] or Path(composed.runs_dir, "compare")).absolute()
+        write_comparison(runs, folder, terminal)
+
+
+def load(source: str, composed: DictConfig, processes: Processes) -> tuple[LadderVAE, dict]:
+    """A checkpoint's model, on this process's device, and its settings for the task at hand."""
+    device = distributed.pick_device(composed.train.device, processes)
+    overrides = HydraConfig.get().overrides.task
+    model, loaded = checkpoint.load_model(source, overrides, device)
+    settings = {**OmegaConf.to_container(loaded), "task": config.resolve(composed.task)}
+    validate(settings)
+    return model, settings
+
+
+def report(
+    model: LadderVAE,
+    found: results.Score,
+    settings: dict,
+    batches: EvaluationBatches,
+    output: Path,
+    processes: Processes,
+    terminal: Terminal,
+) -> list[Path]:
+    """The collapse report, in its own folder within `output`."""
+    from utils.report import write_report  # matplotlib takes a second: only where it is used
+
+    folder = output / "report"
+    return write_report(model, found, settings, batches, folder, processes, terminal)
 
 
 def train_batches(
@@ -150,6 +208,17 @@ def train_batches(
         processes.rank,
         processes.world,
         settings["train"]["acc_grad"],
+    )
+
+
+def held_out_batches(
+    settings: dict, device: torch.device, processes: Processes
+) -> EvaluationBatches:
+    """The images that the task asks for."""
+    splits = distributed.main_first(processes, lambda: build.load_images(settings))
+    task = settings["task"]
+    return evaluation_batches(
+        settings, splits, task["split"], device, processes, task["num_images"]
     )
 
 

@@ -34,7 +34,7 @@ from model.scales import Scale
 class Latent:
     """One layer: z (B, w, h, h), its posterior q and prior p, and KL per element (nats).
 
-    q and kl are None where z did not come from the posterior.
+    q is None where there was no feature to infer it from, kl where z did not come from q.
     """
 
     z: Tensor
@@ -88,11 +88,11 @@ class LatentBlock(nn.Module):
     ) -> tuple[Latent, Tensor]:
         """z as given, else from the posterior where there is a feature, else from the prior."""
         p, features = self.prior(s, noise)
-        q = kl = None
+        q = None if feature is None else self.posterior(s, feature)
+        kl = None
         if given is not None:
             z = given
-        elif feature is not None:
-            q = self.posterior(s, feature)
+        elif q is not None:
             z = q.sample(noise, temperature)
             kl = p.kl_from(q, z)
         else:
@@ -179,7 +179,7 @@ class LadderDecoder(nn.Module):
         """The `num_top` latents that come before the ladder's: none here."""
         return []
 
-    def sample_top(self, n: int, noise: Noise, temperature: float) -> list[Tensor]:
+    def sample_top(self, n: int, noise: Noise, temperature: float) -> list[Latent]:
         """Their draws from the prior: none here."""
         return []
 
@@ -196,14 +196,14 @@ class LadderDecoder(nn.Module):
         self,
         n: int,
         top: Sequence[Tensor],
-        features: Sequence[Tensor] | None,
+        features: Sequence[Tensor | None] | None,
         given: Sequence[Tensor],
         noise: Noise,
         temperature: float = 1.0,
     ) -> tuple[list[Latent], Tensor]:
         """From the top's values to the Gaussian latents (top to bottom) and the head's output.
 
-        features: the encoder's, bottom up; without them, latents come from their priors.
+        features: the encoder's, bottom up; where there is none, the latent is its prior's.
         given: values of the first Gaussian latents, used as they are.
         """
         s, condition = self.start(n, top)
@@ -275,10 +275,11 @@ class ContextDecoder(LadderDecoder):
         kl = p.published_kl_from(q, u) if published else p.kl_from(q, u)
         return [Latent(u, q, p, kl)]
 
-    def sample_top(self, n: int, noise: Noise, temperature: float) -> list[Tensor]:
-        """A context from the diffusion prior, brought back to its levels: [(n, C, d, d)]."""
-        u = self.context_prior.sample(n, self.context.active, noise, temperature)
-        return [quantise(u.clamp(-1.0, 1.0), self.bits)]
+    def sample_top(self, n: int, noise: Noise, temperature: float) -> list[Latent]:
+        """A context from the diffusion prior, brought back to its levels."""
+        p = DiffusionDensity(self.context_prior, self.context.active, noise)
+        u = p.sample_n(n, noise, temperature)
+        return [Latent(quantise(u.clamp(-1.0, 1.0), self.bits), None, p, None)]
 
     def start(self, n: int, top: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Zero map + 3×3(rendering of the context, pooled); the rendering itself (B, C, H, W)."""

@@ -37,8 +37,11 @@ class LadderOutput:
 
     @property
     def kl(self) -> Tensor:
-        """(B, number of latents) nats, context first."""
-        return torch.stack([sum_per_image(latent.kl) for latent in self.latents], dim=1)
+        """(B, number of latents) nats, context first; 0 where a latent was its prior's."""
+        none = self.target.new_zeros(len(self.target))
+        return torch.stack(
+            [none if each.kl is None else sum_per_image(each.kl) for each in self.latents], dim=1
+        )
 
     @property
     def reconstruction(self) -> Tensor:
@@ -97,12 +100,32 @@ class LadderVAE(nn.Module):
         self, x: Tensor, temperature: float = 1.0, noise: Noise | None = None
     ) -> LadderOutput:
         """One posterior pass; temperature 0 takes means, no dither and no binarisation noise."""
+        return self.infer(x, [True] * self.num_latents, temperature, noise)
+
+    def infer(
+        self,
+        x: Tensor,
+        keep: Sequence[bool],
+        temperature: float = 1.0,
+        noise: Noise | None = None,
+    ) -> LadderOutput:
+        """A pass in which latent l comes from its posterior where keep[l], else from its prior.
+
+        Posteriors below a latent from its prior see that latent, and may make up for it. The
+        reconstruction plus the KLs of what is kept bounds −log p(x) from above whatever is kept.
+        """
         noise = noise or Noise.fresh(len(x), x.device)
         target = self.likelihood.target(x, noise, temperature)
-        top = self.decoder.infer_top(x, noise, temperature)
-        latents, head = self.decoder.descend(
-            len(x), [latent.z for latent in top], self.encode(x), (), noise, temperature
-        )
+        decoder = self.decoder
+        tops = decoder.num_top
+        if all(keep[:tops]):
+            top = decoder.infer_top(x, noise, temperature)
+        else:
+            top = decoder.sample_top(len(x), noise, temperature)
+        kept = reversed(keep[tops:])  # features count from the bottom
+        features = [f if k else None for f, k in zip(self.encode(x), kept, strict=True)]
+        values = [latent.z for latent in top]
+        latents, head = decoder.descend(len(x), values, features, (), noise, temperature)
         return LadderOutput(self._px(head), [*top, *latents], target)
 
     def fit_context(self, images: Tensor, max_value: int) -> None:
@@ -135,7 +158,9 @@ class LadderVAE(nn.Module):
         """The latents' values (top to bottom) behind `generate`, and its p(x | latents)."""
         noise = noise or Noise.fresh(n, self.device)
         tops = self.decoder.num_top
-        top = list(given[:tops]) or self.decoder.sample_top(n, noise, temperature)
+        top = list(given[:tops])
+        if len(top) < tops:
+            top = [latent.z for latent in self.decoder.sample_top(n, noise, temperature)]
         latents, head = self.decoder.descend(n, top, None, given[tops:], noise, temperature)
         return [*top, *(latent.z for latent in latents)], self._px(head)
 
@@ -210,7 +235,7 @@ class LadderVAE(nn.Module):
             latents, head = self.decoder.descend(
                 count * len(x),
                 [latent.z.repeat(count, 1, 1, 1) for latent in top],
-                _repeat(features, count),
+                repeat_rows(features, count),
                 (),
                 draws,
             )
@@ -232,12 +257,17 @@ class LadderVAE(nn.Module):
             repeated = x.repeat(count, 1, 1, 1)
             top = self.decoder.infer_top(repeated, draws, 1.0, published=True)
             latents, head = self.decoder.descend(
-                len(repeated), [latent.z for latent in top], _repeat(features, count), (), draws
+                len(repeated), [latent.z for latent in top], repeat_rows(features, count), (), draws
             )
             elbo = self._px(head).log_prob(target.repeat(count, 1, 1, 1))
             for latent in [*top, *latents]:
                 elbo = elbo - sum_per_image(latent.kl)
             yield elbo.view(count, len(x))
+
+    @property
+    def num_latents(self) -> int:
+        """Layers, the context included."""
+        return self.decoder.num_top + len(self.decoder.blocks)
 
     @property
     def device(self) -> torch.device:
@@ -271,7 +301,7 @@ def _sample_chunks(
         yield noise.samples(first, count), count
 
 
-def _repeat(features: Sequence[Tensor], count: int) -> list[Tensor]:
+def repeat_rows(features: Sequence[Tensor], count: int) -> list[Tensor]:
     """Each feature `count` times over the batch, sample-major; shared features stay shared."""
     repeated = {id(f): f.repeat(count, 1, 1, 1) for f in features}
     return [repeated[id(f)] for f in features]

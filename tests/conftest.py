@@ -62,3 +62,12 @@ def references() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference checkpoints in {path} (set LADDER_VAE_SHARED)")
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """(folder, output) of one small training run by the command, with W&B as it is by default."""
+    from tests.commands import SMALL, call
+
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, call(folder, "experiment=digits_dct_ladder", *SMALL)

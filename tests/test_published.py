@@ -174,7 +174,7 @@ def test_statistics_of_the_trained_model(references, shared_data):
 def test_published_likelihood_of_the_trained_model(references, shared_data):
     stats = json.loads((references / "mnist_dct_trained_stats.json").read_text())
     model, images = _trained(references, shared_data, 256)
-    found = likelihood(
+    found, _ = likelihood(
         model, EvaluationBatches(images, 255, 64), "published", 16, 1, 0, lambda n: None
     )
     error = (found.nll_se**2 + stats["nll_published_se_over_images"] ** 2) ** 0.5

@@ -1,7 +1,6 @@
-"""The command as a user types it, in processes of its own."""
+"""Training by the command as a user types it, in processes of its own."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,54 +12,20 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import ROOT, shrunk
+from tests.commands import (
+    COMMAND,
+    PLAIN,
+    QUIET,
+    SMALL,
+    call,
+    environment,
+    metrics,
+    only_run,
+)
+from tests.few_digits import FEW
 
-COMMAND = [sys.executable, "-u", str(ROOT / "run_experiment.py")]
-SMALL = [*shrunk("digits_dct_ladder"), "dataset.data_module.batch_size=100"]
-SMALL += ["dataset.data_module.test_batch_size=500", "train.max_epochs=2"]
-QUIET = ["wandb.setup.mode=disabled", "task.estimators=[iwae]"]
 FIGURES = ("context", "kl_per_layer", "reconstructions", "reconstructions_top")
 FIGURES += ("samples", "samples_fixed_top")
-
-
-def environment(folder: Path) -> dict:
-    """No account, no network, nothing of the person's who runs the tests."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
-    return {**kept, "HOME": str(folder), "NO_COLOR": "1", "COLUMNS": "200"}
-
-
-def call(folder: Path, *arguments: str, launcher: tuple = (), status: int = 0, timeout=240):
-    """Run the command in `folder` and return what it printed."""
-    found = subprocess.run(
-        [*launcher, *COMMAND, *arguments],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert found.returncode == status, found.stdout + found.stderr
-    return found
-
-
-def only_run(folder: Path) -> Path:
-    """The one run in folder/runs."""
-    runs = [path for path in (folder / "runs").iterdir() if path.is_dir()]
-    assert len(runs) == 1
-    return runs[0]
-
-
-def metrics(run: Path) -> list[dict]:
-    """The run's metrics, without what a clock decides."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in rows]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(folder, output) of one small training run, with W&B as it is by default."""
-    folder = tmp_path_factory.mktemp("trained")
-    return folder, call(folder, "experiment=digits_dct_ladder", *SMALL)
 
 
 def test_training_leaves_everything_in_one_folder(trained):
@@ -74,8 +39,14 @@ def test_training_leaves_everything_in_one_folder(trained):
     assert settings["model"]["num_ch"] == 16 and settings["name"] == "digits_dct_ladder"
     assert [row["epoch"] for row in metrics(run)] == [1, 2]
     found = json.loads((run / "results.json").read_text())
-    assert found["bound"]["images"] == 297 and len(found["bound"]["kl"]) == 7
+    assert found["bound"]["images"] == FEW and len(found["bound"]["kl"]) == 7
     assert [entry["estimator"] for entry in found["likelihoods"]] == ["iwae", "published"]
+    with np.load(run / "results.npz") as arrays:
+        assert arrays["kl"].shape == (FEW, 7)
+        assert arrays["nll_iwae"].mean() == pytest.approx(found["likelihoods"][0]["nll"])
+    assert (run / "report" / "report.html").exists() and (run / "report" / "layers.png").exists()
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert report["bound"] == found["bound"] and len(report["layers"]) == 7
     assert "epoch    2" in (run / "run.log").read_text()
     (record,) = run.glob("wandb/offline-run-*/*.wandb")  # no account: recorded offline
     for name in (b"val/nelbo", b"figures/samples", b"test/nll_iwae"):
@@ -95,7 +66,7 @@ def test_the_terminal_shows_epochs_a_table_and_the_folder_and_nothing_else(train
 
 def test_without_its_account_wandb_records_offline_and_says_so(tmp_path):
     arguments = ["experiment=digits_ladder", "model.num_ch=16", "model.is_k=1"]
-    arguments += ["train.max_epochs=1", "task.estimators=[iwae]", "wandb.setup.mode=online"]
+    arguments += ["train.max_epochs=1", *QUIET[1:], "wandb.setup.mode=online"]
     output = call(tmp_path, *arguments).stdout
     assert "W&B (mode online) could not start: " in output
     assert list(only_run(tmp_path).glob("wandb/offline-run-*/*.wandb"))
@@ -112,31 +83,6 @@ def test_a_finished_run_is_shown_and_force_keeps_the_old_one(trained, tmp_path):
     call(folder, "experiment=digits_dct_ladder", *SMALL, *QUIET, "task.force=true")
     assert (folder / "runs" / f"{run.name}.old1" / "results.json").read_bytes() == before
     assert (run / "results.json").exists()
-
-
-def test_a_checkpoint_alone_is_tested_sampled_and_reconstructed(trained, tmp_path):
-    """Elsewhere, without its folder, and with no setting typed again."""
-    run = only_run(trained[0])
-    path = tmp_path / "some.pth"
-    shutil.copy(run / "checkpoints" / "best.pth", path)
-    call(tmp_path, "task=test", f"checkpoint={path}")
-    found = json.loads((tmp_path / "runs" / "some" / "test_scores.json").read_text())
-    first = json.loads((run / "results.json").read_text())
-    assert found["likelihoods"] == first["likelihoods"] and found["bound"] == first["bound"]
-    call(tmp_path, "task=sample", f"checkpoint={path}", "task.num_images=7", "task.output=here")
-    images = np.load(tmp_path / "here" / "samples.npz")["images"]
-    assert images.shape == (7, 8, 8, 1) and images.dtype == np.uint8
-    call(tmp_path, "task=reconstruct", f"checkpoint={path}", "task.output=here")
-    assert {p.stem for p in (tmp_path / "here").glob("*.png")} == {
-        "samples",
-        "reconstructions",
-        "reconstructions_top",
-        "context",
-    }
-    few = ["task.num_images=20", "model.is_k=3", "task.split=validation", "task.estimators=[iwae]"]
-    call(tmp_path, "task=test", f"checkpoint={path}", *few, "task.output=there")
-    found = json.loads((tmp_path / "there" / "validation_scores.json").read_text())
-    assert found["bound"]["images"] == 20 and found["likelihoods"][0]["num_samples"] == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -176,27 +122,12 @@ def test_a_run_is_continued_by_its_wandb_id_with_its_own_settings(trained, tmp_p
 
 
 def test_a_sweep_has_a_folder_for_each_job_and_goes_on_after_an_error(tmp_path):
-    arguments = ["-m", "experiment=digits_ladder", "train.seed=0,-1,1", *QUIET]
-    arguments += [*SMALL[:5], *SMALL[-3:], "train.max_epochs=1"]
+    arguments = ["-m", *PLAIN, *QUIET, "train.max_epochs=1", "train.seed=0,-1,1"]
     output = call(tmp_path, *arguments, status=1)
     seeds = sorted(p.name.split("-")[1] for p in (tmp_path / "runs").iterdir() if p.is_dir())
     assert seeds == ["seed0", "seed1"]
     assert output.stderr.count("Error: train.seed=-1 is not valid") == 1
     assert "Traceback" not in output.stderr
-
-
-def test_mistakes_get_one_sentence_a_status_and_no_folder(tmp_path):
-    for arguments, complaint in (
-        ([], "choose an experiment=…"),
-        (["experiment=digits_ladder", "train.foo=3"], "train.foo is not a setting"),
-        (["experiment=digits_ladder", "train.optimizer.lr=abc"], "train.optimizer.lr='abc'"),
-        (["experiment=mnist_ladder", "dataset.download=false"], "MNIST is not in"),
-        (["task=test"], "checkpoint is not set"),
-    ):
-        found = call(tmp_path, *arguments, status=1)
-        assert found.stderr.startswith("Error: ") and complaint in found.stderr
-        assert found.stderr.count("\n") == 1 and found.stdout == ""
-    assert not (tmp_path / "runs").exists()
 
 
 def test_two_processes_share_one_run(tmp_path):
@@ -209,4 +140,4 @@ def test_two_processes_share_one_run(tmp_path):
     assert "batch 100 = 2 process(es) × 1 pass(es) × 50; started by mpi" in found.stdout
     assert found.stdout.count("epoch    1") == 1 and found.stderr == ""
     assert len(metrics(only_run(tmp_path))) == 2
-    assert json.loads((only_run(tmp_path) / "results.json").read_text())["bound"]["images"] == 297
+    assert json.loads((only_run(tmp_path) / "results.json").read_text())["bound"]["images"] == FEW

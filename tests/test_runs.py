@@ -50,7 +50,7 @@ def test_starting_anew_keeps_the_old_folder(tmp_path):
     run = folder(tmp_path)
     for mark in ("one", "two", "three"):
         with run.opened(anew=run.results() is not None):
-            run.finish({"mark": mark})
+            run.finish({"mark": mark}, {})
     marks = {p.name: json.loads((p / "results.json").read_text()) for p in tmp_path.iterdir()}
     assert marks[run.name] == {"mark": "three"}
     assert marks[f"{run.name}.old1"] == {"mark": "one"}
@@ -80,5 +80,5 @@ def test_other_processes_write_nothing(tmp_path):
     other = folder(tmp_path, processes=Processes(rank=1, world=2))
     with main.opened(anew=False), other.opened(anew=False):
         other.save("last", {})
-        other.finish({})
+        other.finish({}, {})
     assert not list(main.checkpoints.iterdir()) and main.results() is None

@@ -1,4 +1,4 @@
-"""Posterior collapse: KL per layer and active units, over a whole data set.
+"""Posterior collapse: KL per layer and per unit, active units, collapsed units; over a whole split.
 
 KL per layer: E_x KL(q(z_l | z_{>l}, x) ‖ p(z_l | z_{>l})), averaged over the passes of each image.
 
@@ -10,6 +10,9 @@ and call a collapsed child of a noisy parent active. With M independent passes p
 without bias; for M = 2 it estimates the covariance of the passes' means. Its standard error for a
 collapsed unit whose mean has variance 1 is sqrt(2/(N·M(M − 1))): `passes_for` keeps that well under
 the threshold, or chance would call such units active.
+
+(ε, δ)-collapse (Lucas, Tucker, Grosse & Norouzi 2019): a unit is collapsed where its KL is under ε
+for at least 1 − δ of the images.
 """
 
 import math
@@ -23,6 +26,11 @@ from model.ladder_vae import LadderOutput
 from utils import distributed
 
 ACTIVE_THRESHOLD = 0.01
+THRESHOLDS = tuple(10.0 ** (k / 8) for k in range(-40, 9))  # 1e-5 … 10, of the active-unit curve
+EPSILONS = tuple(10.0 ** (k / 4) for k in range(-16, 5))  # 1e-4 … 10 nats
+EPSILON, DELTA = 0.01, 0.01  # of the share named in tables
+Z_95 = 1.959964  # standard errors to each side of a 95 % interval
+MOMENTS = 8  # sums behind a unit's variance and its error
 
 
 def passes_for(images: int) -> int:
@@ -41,8 +49,12 @@ class CollapseReport:
     nelbo: float  # nats per image
     nelbo_se: float  # standard error over images
     kl: list[float]  # nats per image
+    kl_se: list[float]
     elements: list[int]  # latent elements per layer
     active: list[int]  # active ones per layer
+    active_low: list[int]  # … whose 95 % interval is over the threshold
+    active_high: list[int]  # … whose 95 % interval reaches over it
+    collapsed: list[int]  # (ε, δ)-collapsed ones
 
     @property
     def kl_share(self) -> list[float]:
@@ -56,62 +68,156 @@ class CollapseReport:
         return sum(self.active) / sum(self.elements)
 
     @property
+    def active_units_interval(self) -> tuple[float, float]:
+        """A conservative 95 % interval of `active_units`."""
+        whole = sum(self.elements)
+        return sum(self.active_low) / whole, sum(self.active_high) / whole
+
+    @property
     def active_per_layer(self) -> list[float]:
         """Share of active elements in each layer."""
         return [a / n for a, n in zip(self.active, self.elements, strict=True)]
 
 
+@dataclass(frozen=True)
+class Units:
+    """A layer's latent elements, each figure (elements,) float64 over all images."""
+
+    shape: tuple[int, ...]  # (w, h, h)
+    kl: Tensor  # nats, mean
+    mean: Tensor  # E_x E_q[z | x]
+    variance: Tensor  # Var_x(E_q[z | x]), unbiased: may be negative
+    variance_se: Tensor  # standard error over images
+    quiet: Tensor  # (len(EPSILONS), elements): share of images whose KL is under ε
+
+    def active(self, threshold: float = ACTIVE_THRESHOLD) -> tuple[int, int, int]:
+        """Units over the threshold: how many, for certain, and at most.
+
+        Between the last two lie the units whose own 95 % interval holds the threshold: an interval
+        for the count that is on the safe side.
+        """
+        margin = Z_95 * self.variance_se
+        bounds = (self.variance, self.variance - margin, self.variance + margin)
+        return tuple(int((values > threshold).sum()) for values in bounds)
+
+    def collapsed(self, epsilon: int, delta: float = DELTA) -> int:
+        """How many have a KL under EPSILONS[epsilon] for at least 1 − delta of the images."""
+        return int((self.quiet[epsilon] >= 1.0 - delta).sum())
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """What the statistics found: per image (N,), float64 on the CPU, and per unit."""
+
+    passes: int
+    reconstruction: Tensor  # (N,) nats
+    kl: Tensor  # (N, L) nats
+    layers: list[Units]
+
+    @property
+    def nelbo(self) -> Tensor:
+        """Reconstruction + KL: (N,) nats."""
+        return self.reconstruction + self.kl.sum(1)
+
+    def report(self) -> CollapseReport:
+        """The means, and counts of units."""
+        nelbo, nelbo_se = mean_and_error(self.nelbo)
+        active, low, high = zip(*(units.active() for units in self.layers), strict=True)
+        epsilon = EPSILONS.index(EPSILON)
+        return CollapseReport(
+            images=len(self.kl),
+            passes=self.passes,
+            reconstruction=self.reconstruction.mean().item(),
+            nelbo=nelbo,
+            nelbo_se=nelbo_se,
+            kl=self.kl.mean(0).tolist(),
+            kl_se=[mean_and_error(kl)[1] for kl in self.kl.unbind(1)],
+            elements=[units.kl.numel() for units in self.layers],
+            active=list(active),
+            active_low=list(low),
+            active_high=list(high),
+            collapsed=[units.collapsed(epsilon) for units in self.layers],
+        )
+
+
 class CollapseStatistics:
-    """Running sums over images, in float64; they add up over processes."""
+    """Sums over the images of a split, in float64; they add up over processes.
 
-    def __init__(self):
-        self.per_image: Tensor | None = None  # sums of (1, reconstruction, nelbo, nelbo², kl…)
-        self.passes = 0
-        self.moments: list[Tensor] = []  # per layer, (3, elements): see variances
+    images: how many the split has, over all processes.
+    """
 
-    def update(self, passes: Sequence[LadderOutput]) -> None:
-        """Add a batch, given two or more independent posterior passes of it."""
+    def __init__(self, images: int):
+        self.images, self.passes = images, 0
+        self.ids: list[Tensor] = []
+        self.per_image: list[Tensor] = []  # (B, 1 + L): reconstruction, kl…
+        self.shapes: list[tuple[int, ...]] = []
+        self.sums: list[Tensor] = []  # per layer, (MOMENTS + 1 + len(EPSILONS), elements)
+
+    def update(self, ids: Tensor, passes: Sequence[LadderOutput]) -> None:
+        """Add a batch, given two or more independent posterior passes of it; ids (B,)."""
         self.passes = len(passes)
         kl = torch.stack([_precise(one.kl) for one in passes]).mean(0)
         reconstruction = torch.stack([_precise(one.reconstruction) for one in passes]).mean(0)
-        nelbo = reconstruction + kl.sum(1)
-        ones = torch.ones_like(nelbo)
-        columns = [ones, reconstruction, nelbo, nelbo.square(), *kl.unbind(1)]
-        sums = torch.stack(columns).sum(1)
-        self.per_image = sums if self.per_image is None else self.per_image + sums
+        self.ids.append(ids.cpu())
+        self.per_image.append(torch.cat([reconstruction[:, None], kl], 1).cpu())
         for layer, latents in enumerate(zip(*(one.latents for one in passes), strict=True)):
             means = torch.stack([_precise(latent.q.mean.flatten(1)) for latent in latents])
             mean, error = means.mean(0), means.var(0) / len(means)  # (B, elements)
-            sums = torch.stack([mean.sum(0), mean.square().sum(0), error.sum(0)])
-            if layer == len(self.moments):
-                self.moments.append(torch.zeros_like(sums))
-            self.moments[layer] += sums
+            kl = torch.stack([_precise(latent.kl.flatten(1)) for latent in latents]).mean(0)
+            rows = [*_moments(mean, error), kl.sum(0)]
+            rows += [(kl < epsilon).sum(0).double() for epsilon in EPSILONS]
+            sums = torch.stack(rows)
+            if layer == len(self.sums):
+                self.sums.append(torch.zeros_like(sums))
+                self.shapes.append(tuple(latents[0].q.mean.shape[1:]))
+            self.sums[layer] += sums
 
-    def variances(self) -> list[Tensor]:
-        """Per layer, an unbiased estimate of each element's Var_x(E_q[z | x]); may be negative."""
-        count = self.per_image[0]
-        return [
-            (squares - total.square() / count) / (count - 1.0).clamp(min=1.0) - errors / count
-            for total, squares, errors in self.moments
-        ]
+    def finish(self) -> Collapse:
+        """What was found over everything added, on all processes. Call it on every process."""
+        per_image = distributed.by_image(self.ids, self.per_image, self.images)
+        layers = []
+        for shape, sums in zip(self.shapes, self.sums, strict=True):
+            averages = distributed.total(sums).cpu() / self.images
+            variance, error = _variance(averages[:MOMENTS], self.images)
+            layers.append(
+                Units(
+                    shape=shape,
+                    kl=averages[MOMENTS],
+                    mean=averages[0],
+                    variance=variance,
+                    variance_se=error,
+                    quiet=averages[MOMENTS + 1 :],
+                )
+            )
+        return Collapse(self.passes, per_image[:, 0], per_image[:, 1:], layers)
 
-    def report(self) -> CollapseReport:
-        """The figures over everything added, on all processes. Call it once, on every process."""
-        self.per_image = distributed.total(self.per_image)
-        self.moments = [distributed.total(sums) for sums in self.moments]
-        count, reconstruction, nelbo, squares, *kl = self.per_image.tolist()
-        variances = self.variances()
-        spread = max(squares / count - (nelbo / count) ** 2, 0.0)
-        return CollapseReport(
-            images=int(count),
-            passes=self.passes,
-            reconstruction=reconstruction / count,
-            nelbo=nelbo / count,
-            nelbo_se=(spread / max(count - 1, 1)) ** 0.5,
-            kl=[k / count for k in kl],
-            elements=[v.numel() for v in variances],
-            active=[int((v > ACTIVE_THRESHOLD).sum()) for v in variances],
-        )
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean of (N,) values and its standard error, 0 for a single one."""
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return values.mean().item(), error
+
+
+def _moments(mean: Tensor, error: Tensor) -> list[Tensor]:
+    """Sums over a batch of what `_variance` needs; mean, error (B, elements)."""
+    square = mean.square()
+    powers = (mean, square, square * mean, square.square(), error)
+    crossed = (error.square(), mean * error, square * error)
+    return [values.sum(0) for values in (*powers, *crossed)]
+
+
+def _variance(averages: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """Var_x(E_q[z | x]) of each unit and its standard error, from the averages of `_moments`.
+
+    The error is the delta method's: the deviation over images of (m − μ)² − e, over sqrt(N).
+    """
+    m1, m2, m3, m4, e1, e2, me, m2e = averages
+    spread = m2 - m1.square()
+    variance = spread * images / max(images - 1, 1) - e1
+    fourth = m4 - 4.0 * m1 * m3 + 6.0 * m1.square() * m2 - 3.0 * m1**4
+    crossed = m2e - 2.0 * m1 * me + m1.square() * e1
+    second = fourth - 2.0 * crossed + e2
+    return variance, ((second - (spread - e1).square()).clamp(min=0.0) / images).sqrt()
 
 
 def _precise(values: Tensor) -> Tensor:

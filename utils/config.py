@@ -79,7 +79,7 @@ def override_settings(settings: dict, overrides: Sequence[str]) -> dict:
         raise explain(error) from error
     for override in sorted(parsed, key=lambda o: "." in o.key_or_group):
         key, value = override.key_or_group, override.value()
-        if key.split(".")[0] in ("task", "wandb", "checkpoint", "runs_dir", "hydra"):
+        if key.split(".")[0] in ("task", "wandb", "checkpoint", "runs", "runs_dir", "hydra"):
             continue
         if key == "dataset":
             merged.dataset = compose([override.input_line]).dataset

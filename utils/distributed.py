@@ -161,6 +161,14 @@ def total(values: Tensor) -> Tensor:
     return summed.to(values.device)
 
 
+def by_image(ids: list[Tensor], rows: list[Tensor], images: int) -> Tensor:
+    """Rows (B, …) of the images ids (B,) of every process, in the images' order: (images, …)."""
+    gathered = torch.zeros(images, *rows[0].shape[1:], dtype=rows[0].dtype)
+    for places, values in zip(ids, rows, strict=True):
+        gathered[places] = values
+    return total(gathered)
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is up on any process: all of them get the same answer."""
     return bool(total(torch.tensor(float(flag)))) if dist.is_initialized() else flag

@@ -4,19 +4,19 @@ Noise is a function of (seed, purpose, image, sample): no figure depends on the 
 chunk size or the number of processes, beyond the order of floating-point sums.
 """
 
-import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from datasets.loaders import Batch
+from datasets.loaders import EvaluationBatches
 from model import LadderVAE
 from model.ladder_vae import MAX_ROWS
 from model.noise import Noise
 from utils import distributed
-from utils.collapse import CollapseReport, CollapseStatistics
+from utils.collapse import Collapse, CollapseStatistics, mean_and_error
 
 POSTERIOR, LIKELIHOOD = 101, 103  # purposes that key the noise apart
 IMAGES_AT_ONCE = 32  # whose samples are drawn together: a thousand each take a while
@@ -49,46 +49,52 @@ class Likelihood:
 
 
 @torch.no_grad()
-def posterior_report(
-    model: LadderVAE, batches: Iterable[Batch], seed: int, passes: int, tick: Callable[[int], None]
-) -> CollapseReport:
-    """Bound, KL per layer and active units over the batches of all processes."""
+def posterior_collapse(
+    model: LadderVAE,
+    batches: EvaluationBatches,
+    seed: int,
+    passes: int,
+    tick: Callable[[int], None],
+) -> Collapse:
+    """Bound, KL and active units over the images of all processes."""
     model.eval()
-    statistics = CollapseStatistics()
+    statistics = CollapseStatistics(len(batches.images))
     for batch in batches:
         noise = (Noise.keyed(batch.ids, seed, POSTERIOR, index) for index in range(passes))
-        statistics.update([model(batch.x, noise=one) for one in noise])
+        statistics.update(batch.ids, [model(batch.x, noise=one) for one in noise])
         tick(len(batch.ids))
-    return statistics.report()
+    return statistics.finish()
 
 
 @torch.no_grad()
 def likelihood(
     model: LadderVAE,
-    batches: Iterable[Batch],
+    batches: EvaluationBatches,
     estimator: str,
     num_samples: int,
     prior_samples: int,
     seed: int,
     tick: Callable[[int], None],
-) -> Likelihood:
-    """log p(x) of every image with num_samples importance samples, averaged over all processes."""
+) -> tuple[Likelihood, Tensor]:
+    """log p(x) with num_samples importance samples over the images of all processes.
+
+    Returns the averages, and every image's −log p(x): (N,) nats, float64.
+    """
     model.eval()
-    sums, rows = torch.zeros(4, dtype=torch.float64), None
+    places, found, rows = [], [], None
     for batch in batches:
         rows = rows or rows_that_fit(model, batch.x[:1])
         pieces = zip(batch.x.split(IMAGES_AT_ONCE), batch.ids.split(IMAGES_AT_ONCE), strict=True)
         for x, ids in pieces:
             noise = Noise.keyed(ids, seed, LIKELIHOOD)
-            found = model.estimate(x, num_samples, estimator, noise, prior_samples, rows)
-            nll, ess = -found[0].cpu().double(), found[1].cpu().double()
-            sums += torch.stack([torch.ones_like(nll), nll, nll.square(), ess]).sum(1)
+            log_p, ess = model.estimate(x, num_samples, estimator, noise, prior_samples, rows)
+            places.append(ids.cpu())
+            found.append(torch.stack([-log_p.cpu().double(), ess.cpu().double()], 1))
             tick(len(ids))
-    count, total, squares, ess = distributed.total(sums).tolist()
-    spread = max(squares / count - (total / count) ** 2, 0.0)
+    nll, ess = distributed.by_image(places, found, len(batches.images)).unbind(1)
     paths = prior_samples if estimator == "iwae" and model.has_diffusion else None
-    se = math.sqrt(spread / max(count - 1, 1))
-    return Likelihood(estimator, num_samples, paths, total / count, se, ess / count, int(count))
+    averages = (*mean_and_error(nll), ess.mean().item())
+    return Likelihood(estimator, num_samples, paths, *averages, len(nll)), nll
 
 
 def rows_that_fit(model: LadderVAE, x: torch.Tensor) -> int:

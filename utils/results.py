@@ -1,8 +1,10 @@
 """The score of a trained model on a split, as a record and as the tables a person reads."""
 
+import hashlib
 import math
+import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ from datasets.splits import ImageSplits
 from model import LadderVAE
 from model.noise import Noise
 from model.objective import bits_per_dim
-from utils.collapse import ACTIVE_THRESHOLD, CollapseReport, passes_for
+from utils.collapse import ACTIVE_THRESHOLD, THRESHOLDS, Collapse, CollapseReport, passes_for
+from utils.config import without_secrets
 from utils.distributed import Processes
-from utils.evaluation import likelihood, posterior_report
-from utils.files import atomic_write, write_json
+from utils.evaluation import likelihood, posterior_collapse
+from utils.files import file_digest, write_arrays
 from utils.runs import RunFolder
 from utils.terminal import Terminal
 from utils.tracking import Tracker
@@ -35,36 +38,76 @@ PROTOCOL = {
 }
 
 
+@dataclass(frozen=True)
+class Score:
+    """A model on a split: the record as plain containers, and what it averages."""
+
+    record: dict
+    collapse: Collapse
+    nll: dict[str, Tensor]  # by estimator: −log p(x) of every image, (N,) nats
+
+    @property
+    def per_image(self) -> dict[str, np.ndarray]:
+        """Arrays (N, …) in the images' order, in nats."""
+        collapse = self.collapse
+        arrays = {"reconstruction": collapse.reconstruction, "kl": collapse.kl}
+        arrays |= {"nelbo": collapse.nelbo}
+        arrays |= {f"nll_{estimator}": nll for estimator, nll in self.nll.items()}
+        return {name: values.numpy() for name, values in arrays.items()}
+
+
 def score(
     model: LadderVAE,
     settings: dict,
     batches: EvaluationBatches,
     split: str,
+    checkpoint: Path,
     terminal: Terminal,
-) -> dict:
-    """Bound, KL per layer, active units and log-likelihoods, as plain containers."""
+) -> Score:
+    """Bound, KL per layer, active units and log-likelihoods over the images of all processes.
+
+    checkpoint: the file that the model came from, named in the record.
+    """
     began, seed = time.monotonic(), settings["train"]["seed"]
     samples, paths = settings["model"]["is_k"], settings["model"]["is_k_prior"]
     with terminal.bar(f"{split}: bound", len(batches.ids)) as bar:
         passes = passes_for(len(batches.images))
-        report = posterior_report(model, batches, seed, passes, bar.count)
-    likelihoods = []
+        collapse = posterior_collapse(model, batches, seed, passes, bar.count)
+    likelihoods, nll = [], {}
     for estimator in settings["task"]["estimators"]:
         with terminal.bar(f"{split}: {estimator}, K = {samples}", len(batches.ids)) as bar:
-            found = likelihood(model, batches, estimator, samples, paths, seed, bar.count)
+            found, nll[estimator] = likelihood(
+                model, batches, estimator, samples, paths, seed, bar.count
+            )
             likelihoods.append(asdict(found))
         if found.warning:
             terminal.line(f"Note: {found.warning}.")
-    return {
+    record = {
         "name": settings["name"],
+        "seed": seed,
+        "checkpoint": os.path.relpath(checkpoint),
+        "checkpoint_digest": file_digest(checkpoint),
+        "dataset": settings["dataset"]["name"],
         "split": split,
+        "images_digest": images_digest(batches.images),
         "protocol": PROTOCOL[settings["model"]["likelihood"]],
         "dims": math.prod(model.image_shape),
         "context": model.decoder.num_top == 1,
-        "bound": asdict(report),
+        "bound": asdict(collapse.report()),
+        "active_by_threshold": [
+            sum(units.active(threshold)[0] for units in collapse.layers) for threshold in THRESHOLDS
+        ],
         "likelihoods": likelihoods,
+        "config": without_secrets(settings),
         "seconds": round(time.monotonic() - began, 1),
     }
+    return Score(record, collapse, nll)
+
+
+def images_digest(images: Tensor) -> str:
+    """Sixteen hex digits that stand for these images in this order."""
+    data = images.contiguous().cpu().numpy()
+    return hashlib.sha256(repr(data.shape).encode() + data.tobytes()).hexdigest()[:16]
 
 
 def show(terminal: Terminal, found: dict) -> None:
@@ -133,15 +176,11 @@ def flat(found: dict) -> dict[str, float]:
     return values
 
 
-def write(found: dict, output: Path) -> Path:
-    """The record as a JSON file in a folder."""
-    return write_json(output / f"{found['split']}_scores.json", found)
-
-
 @torch.no_grad()
 def sample(model: LadderVAE, settings: dict, output: Path, terminal: Terminal) -> None:
     """task=sample: draws from p(x) as uint8 images, and a picture of the first ones' means."""
     from utils import figures
+    from utils.drawing import save
 
     task, seed = settings["task"], settings["train"]["seed"]
     parts = []
@@ -152,10 +191,10 @@ def sample(model: LadderVAE, settings: dict, output: Path, terminal: Terminal) -
             parts.append(((x + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
             bar.count(len(ids))
     count = min(task["num_images"], GRID)
-    picture = figures.draw_samples(model, output, seed, count, [task["temperature"]])
-    arrays = output / "samples.npz"
+    drawing = figures.draw_samples(model, seed, count, [task["temperature"]])
+    picture = save(drawing, output)
     images = torch.cat(parts).numpy()  # (N, H, W, C)
-    atomic_write(arrays, lambda file: np.savez_compressed(file, images=images))
+    arrays = write_arrays(output / "samples.npz", {"images": images})
     terminal.line(f"{len(images)} samples (uint8, N×H×W×C) in {arrays}; a picture in {picture}")
 
 
@@ -164,10 +203,11 @@ def reconstruct(
 ) -> None:
     """task=reconstruct: pictures of images rebuilt from all and from the top latents."""
     from utils import figures
+    from utils.drawing import save
 
     x = batches.first(settings["task"]["num_images"])
-    for path in figures.draw_reconstructions(model, x, output, settings["train"]["seed"]):
-        terminal.line(str(path))
+    for drawing in figures.draw_reconstructions(model, x, settings["train"]["seed"]):
+        terminal.line(str(save(drawing, output)))
 
 
 def draw(
@@ -176,10 +216,12 @@ def draw(
     """A run's pictures: the model's on the images x, and KL per layer so far; main process only."""
     if not folder.processes.is_main:
         return
-    from utils import figures
+    from utils import figures, plots
+    from utils.drawing import save
 
-    paths = figures.draw_model(model, x, folder.figures, folder.config["train"]["seed"])
-    paths.append(figures.draw_kl(tracker.local.rows(), folder.figures))
+    drawings = figures.draw_model(model, x, folder.config["train"]["seed"])
+    drawings.append(plots.draw_kl(tracker.local.rows()))
+    paths = [save(drawing, folder.figures) for drawing in drawings]
     tracker.pictures(paths, epoch, step)
 
 

@@ -83,14 +83,14 @@ def maybe(rule: Rule) -> Rule:
     return Rule(lambda v: v is None or rule.accepts(v), f"{rule.wanted}, or null", rule.free)
 
 
-def every(rule: Rule, length: int | None = None) -> Rule:
-    """A list (of `length`, else not empty) of what the rule accepts."""
+def every(rule: Rule, length: int | None = None, least: int = 1) -> Rule:
+    """A list (of `length`, else of `least` or more) of what the rule accepts."""
 
     def accepts(value: Any) -> bool:
-        fits = isinstance(value, list) and (len(value) == length if length else len(value) > 0)
+        fits = isinstance(value, list) and (len(value) == length if length else len(value) >= least)
         return fits and all(rule.accepts(v) for v in value)
 
-    return Rule(accepts, f"a list of {length or 'one or more'}, each {rule.wanted}", rule.free)
+    return Rule(accepts, f"a list of {length or f'{least} or more'}, each {rule.wanted}", rule.free)
 
 
 def _device(value: Any) -> bool:
@@ -102,6 +102,7 @@ TARGET = text("the dotted path of a class or function")
 RULES: dict[str, Rule] = {
     "name": text("experiment=… or a name of your own for this combination of settings"),
     "checkpoint": maybe(text("a path of a checkpoint", free=True)),
+    "runs": every(text("a folder or a file", free=True), least=0),
     "runs_dir": text("a folder", free=True),
     # data
     "dataset._target_": TARGET,
@@ -207,11 +208,13 @@ RULES: dict[str, Rule] = {
     "wandb.group": maybe(text()),
     "wandb.watch": flag(),
     # tasks
-    "task.name": one_of("train", "test", "sample", "reconstruct"),
+    "task.name": one_of("train", "test", "report", "compare", "sample", "reconstruct"),
     "task.force": flag(),
-    "task.estimators": every(one_of(*ESTIMATORS)),
+    "task.estimators": every(one_of(*ESTIMATORS), least=0),
     "task.split": one_of("train", "validation", "test"),
     "task.num_images": maybe(whole(1)),
+    "task.report": flag(),
+    "task.mi_images": whole(2, 10_000),
     "task.temperature": number(0, 10),
     "task.output": maybe(text("a folder")),
 }

@@ -14,16 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
 import yaml
 
 from utils import checkpoint
 from utils.config import ConfigError, run_name, without_secrets
 from utils.distributed import Processes, main_first
-from utils.files import atomic_write, write_json
+from utils.files import atomic_write, write_json, write_scores
 
 log = logging.getLogger("ladder_vae")
 
-RESULTS = "results.json"
+RESULTS = "results"  # .json: the scores; .npz: each image's
 
 
 class RunFolder:
@@ -39,7 +40,7 @@ class RunFolder:
 
     def results(self) -> dict | None:
         """What the finished run found; None where it is not finished."""
-        path = self.path / RESULTS
+        path = self.path / f"{RESULTS}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
     @contextmanager
@@ -95,10 +96,10 @@ class RunFolder:
         if self.processes.is_main:
             checkpoint.save(self.checkpoints / f"{name}.pth", self.config, state)
 
-    def finish(self, found: dict) -> None:
-        """Write the results: from here on the run counts as finished."""
+    def finish(self, record: dict, per_image: dict[str, np.ndarray]) -> None:
+        """Write the results, the record last: from then on the run counts as finished."""
         if self.processes.is_main:
-            write_json(self.path / RESULTS, found)
+            write_scores(self.path, RESULTS, record, per_image)
 
     @property
     def wandb_id(self) -> str:

@@ -21,7 +21,7 @@ from model.noise import Noise
 from model.objective import LossModule, Objective, bits_per_dim
 from utils import distributed
 from utils.collapse import CollapseReport
-from utils.evaluation import posterior_report
+from utils.evaluation import posterior_collapse
 from utils.terminal import Terminal
 from utils.tracking import Tracker
 
@@ -227,9 +227,9 @@ class Trainer:
         """Validate, record, keep the best and the last; then the epoch counts as done."""
         p, settings = self.progress, self.settings
         with self.terminal.bar("validation", len(self.validation.ids)) as bar:
-            report = posterior_report(
+            report = posterior_collapse(
                 self.evaluated, self.validation, settings["seed"], PASSES, bar.count
-            )
+            ).report()
         loss = bits_per_dim(report.nelbo, math.prod(self.model.image_shape))
         if not math.isfinite(loss):
             self._stop(f"the validation loss is {loss}", report.reconstruction, report.kl)

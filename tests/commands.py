@@ -1,0 +1,52 @@
+"""The command as a user types it, in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+from tests.conftest import ROOT, shrunk
+
+COMMAND = [sys.executable, "-u", str(ROOT / "run_experiment.py")]
+DATA = ["dataset._target_=tests.few_digits.load", "dataset.data_module.batch_size=100"]
+DATA += ["dataset.data_module.test_batch_size=500", "train.max_epochs=2"]
+SMALL = [*shrunk("digits_dct_ladder"), *DATA]
+PLAIN = ["experiment=digits_ladder", *shrunk("digits_ladder"), *DATA]
+QUIET = ["wandb.setup.mode=disabled", "task.estimators=[iwae]", "task.report=false"]
+
+
+def environment(folder: Path) -> dict:
+    """No account, no network, nothing of the person's who runs the tests."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
+    fonts = matplotlib.get_cachedir()  # else every process looks through the machine's fonts
+    return {**kept, "HOME": str(folder), "MPLCONFIGDIR": fonts, "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def call(folder: Path, *arguments: str, launcher: tuple = (), status: int = 0, timeout=240):
+    """Run the command in `folder` and return what it printed."""
+    found = subprocess.run(
+        [*launcher, *COMMAND, *arguments],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert found.returncode == status, found.stdout + found.stderr
+    return found
+
+
+def only_run(folder: Path) -> Path:
+    """The one run in folder/runs."""
+    runs = [path for path in (folder / "runs").iterdir() if path.is_dir()]
+    assert len(runs) == 1
+    return runs[0]
+
+
+def metrics(run: Path) -> list[dict]:
+    """The run's metrics, without what a clock decides."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in rows]

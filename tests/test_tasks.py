@@ -1,0 +1,71 @@
+"""What is done with checkpoints by the command as a user types it, in processes of its own."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.commands import PLAIN, QUIET, call, only_run
+
+
+def test_a_checkpoint_alone_is_tested_sampled_and_reconstructed(trained, tmp_path):
+    """Elsewhere, without its folder, and with no setting typed again."""
+    run = only_run(trained[0])
+    path = tmp_path / "some.pth"
+    shutil.copy(run / "checkpoints" / "best.pth", path)
+    call(tmp_path, "task=test", f"checkpoint={path}")
+    found = json.loads((tmp_path / "runs" / "some" / "test_scores.json").read_text())
+    first = json.loads((run / "results.json").read_text())
+    assert found["likelihoods"] == first["likelihoods"] and found["bound"] == first["bound"]
+    call(tmp_path, "task=sample", f"checkpoint={path}", "task.num_images=7", "task.output=here")
+    images = np.load(tmp_path / "here" / "samples.npz")["images"]
+    assert images.shape == (7, 8, 8, 1) and images.dtype == np.uint8
+    call(tmp_path, "task=reconstruct", f"checkpoint={path}", "task.output=here")
+    assert {p.stem for p in (tmp_path / "here").glob("*.png")} == {
+        "samples",
+        "reconstructions",
+        "reconstructions_top",
+        "context",
+    }
+    few = ["task.num_images=20", "model.is_k=3", "task.split=validation", "task.estimators=[iwae]"]
+    call(tmp_path, "task=test", f"checkpoint={path}", *few, "task.output=there")
+    found = json.loads((tmp_path / "there" / "validation_scores.json").read_text())
+    assert found["bound"]["images"] == 20 and found["likelihoods"][0]["num_samples"] == 3
+    few += ["task.estimators=[]", "task.mi_images=5"]
+    call(tmp_path, "task=report", f"checkpoint={path}", *few, "task.output=page")
+    report = json.loads((tmp_path / "page" / "report" / "report.json").read_text())
+    assert report["information_images"] == 5 and report["likelihoods"] == []
+    assert "what each layer carries" in (tmp_path / "page" / "report" / "report.html").read_text()
+
+
+def test_runs_are_compared_from_their_scores_and_a_checkpoint_is_scored(trained, tmp_path):
+    run = only_run(trained[0])
+    other = tmp_path / "other.pth"
+    shutil.copy(run / "checkpoints" / "last.pth", other)
+    few = ["model.is_k=1", "task.estimators=[iwae]", "task.num_images=20", "train.seed=1"]
+    arguments = ["task=compare", f"runs=[{run},{other}]"]
+    found = call(tmp_path, *arguments, *few, status=1)
+    assert "among the runs twice" in found.stderr  # the same settings and the seed just given
+    call(tmp_path, *PLAIN, *QUIET, "train.max_epochs=1")
+    output = call(tmp_path, "task=compare", f"runs=[{run},runs/digits_ladder*]").stdout
+    assert "Scoring" not in output and "digits_ladder less digits_dct_ladder" in output
+    content = json.loads((tmp_path / "runs" / "compare" / "compare.json").read_text())
+    assert [group["label"] for group in content["groups"]] == ["digits_dct_ladder", "digits_ladder"]
+    found = json.loads((run / "results.json").read_text())
+    iwae = content["groups"][0]["measures"][0]
+    assert iwae["mean"] == pytest.approx(found["likelihoods"][0]["nll"])
+
+
+def test_mistakes_get_one_sentence_a_status_and_no_folder(tmp_path):
+    for arguments, complaint in (
+        ([], "choose an experiment=…"),
+        (["experiment=digits_ladder", "train.foo=3"], "train.foo is not a setting"),
+        (["experiment=digits_ladder", "train.optimizer.lr=abc"], "train.optimizer.lr='abc'"),
+        (["experiment=mnist_ladder", "dataset.download=false"], "MNIST is not in"),
+        (["task=test"], "checkpoint is not set"),
+    ):
+        found = call(tmp_path, *arguments, status=1)
+        assert found.stderr.startswith("Error: ") and complaint in found.stderr
+        assert found.stderr.count("\n") == 1 and found.stdout == ""
+    assert not (tmp_path / "runs").exists()
