@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from datasets.loaders import EvaluationBatches, TrainBatches
 from datasets.splits import ImageSplits
 from model import LadderVAE
-from utils import build, checkpoint, config, distributed, results
+from utils import build, checkpoint, config, distributed, quality, results
 from utils.distributed import Processes
 from utils.files import write_scores
 from utils.runs import RunFolder, recorded_settings
@@ -60,6 +60,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
             terminal.line(f"It has no report: task=report checkpoint={folder.path} makes one.")
         return
     device = distributed.pick_device(settings["train"]["device"], processes)
+    measures = quality.prepare(settings["train"], device, terminal)
     splits = distributed.main_first(processes, lambda: build.load_images(settings))
     torch.manual_seed(settings["train"]["seed"])
     model = build.build_model(settings).to(device, memory_format=torch.channels_last)
@@ -94,7 +95,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
         results.announce(terminal, folder, splits, trainer, processes)
         trainer.fit()
         best, _ = checkpoint.load_model(folder.best, device=device)
-        found = results.score(best, settings, held_out, "test", folder.best, terminal)
+        found = results.score(best, settings, held_out, "test", folder.best, terminal, measures)
         folder.finish(found.record, found.per_image)
         tracker.summary(results.flat(found.record))
         results.show(terminal, found.record)
@@ -133,8 +134,9 @@ def use(composed: DictConfig, processes: Processes) -> None:
     if task["name"] == "reconstruct":
         results.reconstruct(model, settings, batches, output, terminal)
         return
+    measures = quality.prepare(settings["train"], model.device, terminal)
     file = checkpoint.locate(source)
-    found = results.score(model, settings, batches, task["split"], file, terminal)
+    found = results.score(model, settings, batches, task["split"], file, terminal, measures)
     results.show(terminal, found.record)
     if processes.is_main:
         stem = f"{task['split']}_scores"

@@ -92,7 +92,10 @@ class EvaluationBatches:
         self, images: Tensor, max_value: int, batch_size: int, rank: int = 0, world: int = 1
     ):
         if len(images) == 0:
-            raise ValueError("No images to evaluate: check dataset.root and task.split.")
+            raise ValueError(
+                "No images to evaluate: the split is empty; check dataset.root, or use another "
+                "task.split."
+            )
         self.images, self.max_value, self.batch_size = images, max_value, batch_size
         self.ids = torch.arange(rank, len(images), world, device=images.device)
 

@@ -71,7 +71,7 @@ def test_wrong_files_get_one_sentence(trained, tmp_path):
         (cut, "is damaged"),
         (text, "is damaged"),
         (other, "neither one of this project's nor a published one"),
-        (tensor, "holds no checkpoint"),
+        (tensor, "holds no weights"),
         (newer, "newer version of this project"),
     ):
         with pytest.raises(ValueError, match=complaint) as caught:

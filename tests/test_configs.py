@@ -197,11 +197,14 @@ def test_overrides_on_a_trained_models_settings():
     found = config.override_settings(saved, ["model.is_k=3", "task=test", "checkpoint=x"])
     assert found["model"]["is_k"] == 3
     assert found == {**saved, "model": {**saved["model"], "is_k": 3}}
-    other = config.override_settings(saved, ["dataset=mnist", "dataset.root=/here"])
-    assert other["dataset"]["name"] == "mnist" and other["dataset"]["root"] == "/here"
+    of_mnist = compose("mnist_ladder")
+    other = config.override_settings(of_mnist, ["dataset=omniglot", "dataset.root=/here"])
+    assert other["dataset"]["name"] == "omniglot" and other["dataset"]["root"] == "/here"
     for override, complaint in (
         ("experiment=mnist_ladder", "contradicts the checkpoint"),
         ("model/encoder=small_ladder", "another model"),
+        ("dataset=mnist", "images of 1×28×28, the checkpoint is of a model of 1×8×8"),
+        ("dataset.image_size=16", "images of 1×16×16"),
     ):
         with pytest.raises(config.ConfigError, match=complaint):
             config.override_settings(saved, [override])

@@ -16,6 +16,7 @@ from model.diffusion import DiffusionPrior
 from model.distributions import sum_per_image
 from model.ladder_vae import LadderOutput, LadderVAE
 from model.noise import Noise
+from tests.commands import call
 from tests.conftest import SHARED
 from utils import published
 from utils.checkpoint import load_model
@@ -179,6 +180,22 @@ def test_published_likelihood_of_the_trained_model(references, shared_data):
     )
     error = (found.nll_se**2 + stats["nll_published_se_over_images"] ** 2) ** 0.5
     assert abs(found.nll - stats["nll_published_16_samples_first_256"]) < 4 * error
+
+
+def test_a_published_file_is_tested_by_the_command(references, shared_data, tmp_path):
+    """As the README has it; compared with load_model in this process."""
+    path = references / "mnist_plain.pth"
+    arguments = ["task=test", f"checkpoint={path}", "experiment=mnist_ladder", "model.is_k=2"]
+    few = [f"dataset.root={shared_data}", "task.num_images=4", "task.output=here"]
+    call(tmp_path, *arguments, *few, "task.estimators=[iwae]")
+    found = json.loads((tmp_path / "here" / "test_scores.json").read_text())
+    model, _ = load_model(path, ["experiment=mnist_ladder"])
+    raw = np.fromfile(shared_data / "MNIST/raw/t10k-images-idx3-ubyte", dtype=np.uint8)
+    images = torch.from_numpy(raw[16:].reshape(-1, 1, 28, 28)[:4].copy())
+    expected, _ = likelihood(
+        model, EvaluationBatches(images, 255, 4), "iwae", 2, 16, 123, lambda n: None
+    )
+    assert found["likelihoods"][0]["nll"] == pytest.approx(expected.nll, rel=1e-5)
 
 
 def _trained(references: Path, data: Path, count: int):

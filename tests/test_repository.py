@@ -22,6 +22,7 @@ DISTRIBUTIONS = {  # import name -> distribution, where they differ
     "sklearn": "scikit-learn",
     "hydra": "hydra-core",
     "yaml": "pyyaml",
+    "torch_fidelity": "torch-fidelity",
 }
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 NOT_IMPORTED = {

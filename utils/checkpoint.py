@@ -27,27 +27,34 @@ def save(path: Path, config: dict, state: dict) -> Path:
     return atomic_write(path, lambda file: torch.save(content, file))
 
 
-def read(path: Path, device: str | torch.device = "cpu", unsafe: bool = False) -> dict:
-    """Load a checkpoint file; `unsafe` also runs what a pickle asks for: only for files you trust.
+def read(
+    path: Path,
+    device: str | torch.device = "cpu",
+    unsafe: bool = False,
+    setting: str = "checkpoint",
+) -> dict:
+    """Load a file of weights; `unsafe` also runs what a pickle asks for: only for files you trust.
+
+    setting: what named the file, for the messages.
 
     Raises:
         ValueError: if it is missing, damaged, or holds more than tensors and plain containers.
     """
     if not path.is_file():
-        raise ValueError(f"checkpoint={path} is not a file: name a .pth file or a run's folder.")
+        raise ValueError(f"{setting}={path} is not a file: name a .pth file or a run's folder.")
     try:
         content = torch.load(path, map_location=device, weights_only=not unsafe)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"checkpoint={path} is damaged or holds more than tensors and plain containers: it was "
+            f"{setting}={path} is damaged or holds more than tensors and plain containers: it was "
             "not loaded; get a good copy, or use load_model(…, unsafe=True) if you trust it."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(
-            f"checkpoint={path} is damaged ({str(error).splitlines()[0]}): get a good copy."
+            f"{setting}={path} is damaged ({str(error).splitlines()[0]}): get a good copy."
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"checkpoint={path} holds no checkpoint: name another file.")
+        raise ValueError(f"{setting}={path} holds no weights: name another file.")
     return content
 
 

@@ -134,7 +134,7 @@ def runs_table(content: dict) -> Table:
     for group in content["groups"]:
         for run in group["runs"]:
             low, high = run["active_units_interval"]
-            row = [Cell(group["label"]), number(run["seed"], 0), Cell(run["checkpoint"])]
+            row = [Cell(group["label"]), number(run["seed"], 0)]
             for entry in run["likelihoods"]:
                 row.append(Cell(f"{entry['nll']:.2f} ± {entry['nll_se']:.2f}", entry["nll"]))
             row += [
@@ -142,6 +142,7 @@ def runs_table(content: dict) -> Table:
                 number(sum(run["kl"])),
                 Cell(f"{run['active_units']:.1%} ({low:.1%} – {high:.1%})", run["active_units"]),
                 Cell(", ".join(f"{kl:.2f}" for kl in run["kl"])),
+                Cell(run["checkpoint"]),
             ]
             rows.append(row)
     likelihoods = content["groups"][0]["runs"][0]["likelihoods"]
@@ -150,12 +151,12 @@ def runs_table(content: dict) -> Table:
         [
             ("group", ""),
             ("seed", "train.seed"),
-            ("checkpoint", ""),
             *((f"{e['estimator']}, K = {e['num_samples']}", "") for e in likelihoods),
             ("−elbo", "reconstruction + KL"),
             ("KL", "all layers"),
             ("active units", "with a conservative 95 % interval"),
             ("KL per layer", "from the top"),
+            ("checkpoint", ""),
         ],
         rows,
     )

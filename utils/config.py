@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -31,11 +32,15 @@ def compose(overrides: list[str]) -> DictConfig:
     Raises:
         ConfigError: if Hydra refuses an override.
     """
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        try:
+    hydra = GlobalHydra.instance()
+    running, hydra.hydra = hydra.hydra, None  # of the command itself, where we are within one
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return hydra_compose("defaults", overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+    finally:
+        hydra.hydra = running
 
 
 def explain(error: Exception) -> ConfigError:
@@ -93,7 +98,23 @@ def override_settings(settings: dict, overrides: Sequence[str]) -> dict:
             OmegaConf.update(merged, key, value, force_add=True)
         else:
             raise ConfigError(f"{override.input_line} would make it another model: leave it out.")
-    return resolve(merged)
+    merged = resolve(merged)
+    _same_shape(settings["dataset"], merged["dataset"])
+    return merged
+
+
+def _same_shape(trained: dict, wanted: dict) -> None:
+    """A model is used on images of the shape that it was trained on.
+
+    Raises:
+        ConfigError: on others.
+    """
+    shapes = [f"{d['channels']}×{d['image_size']}×{d['image_size']}" for d in (trained, wanted)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"dataset={wanted['name']} has images of {shapes[1]}, the checkpoint is of a model of "
+            f"{shapes[0]} ({trained['name']}): name a data set of that shape."
+        )
 
 
 def resolve(config: DictConfig | dict) -> dict:

@@ -79,7 +79,8 @@ def draw_reconstructions(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing
     drawings.append(image_rows("reconstructions_top", title, rows))
     if model.decoder.num_top:
         rows = [("x", x), ("context", model.decoder.context.render(values[0]))]
-        title = f"The context in image space ({tuple(values[0].shape[1:])} numbers)"
+        numbers = " × ".join(map(str, values[0].shape[1:]))
+        title = f"The context in image space ({numbers} numbers)"
         drawings.append(image_rows("context", title, rows))
     return drawings
 

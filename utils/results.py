@@ -1,6 +1,7 @@
 """The score of a trained model on a split, as a record and as the tables a person reads."""
 
 import hashlib
+import logging
 import math
 import os
 import time
@@ -21,10 +22,13 @@ from utils.config import without_secrets
 from utils.distributed import Processes
 from utils.evaluation import likelihood, posterior_collapse
 from utils.files import file_digest, write_arrays
+from utils.quality import Quality
 from utils.runs import RunFolder
 from utils.terminal import Terminal
 from utils.tracking import Tracker
 from utils.trainer import Trainer
+
+log = logging.getLogger("ladder_vae")
 
 SAMPLES = 105  # keys the noise of task=sample
 SAMPLE_BATCH = 500
@@ -63,10 +67,12 @@ def score(
     split: str,
     checkpoint: Path,
     terminal: Terminal,
+    quality: Quality | None = None,
 ) -> Score:
     """Bound, KL per layer, active units and log-likelihoods over the images of all processes.
 
-    checkpoint: the file that the model came from, named in the record.
+    checkpoint: the file that the model came from, named in the record. quality: what measures FID
+    and the error of reconstructions; what goes wrong there is told and costs nothing else.
     """
     began, seed = time.monotonic(), settings["train"]["seed"]
     samples, paths = settings["model"]["is_k"], settings["model"]["is_k_prior"]
@@ -82,6 +88,14 @@ def score(
             likelihoods.append(asdict(found))
         if found.warning:
             terminal.line(f"Note: {found.warning}.")
+    looks = None
+    if quality is not None:
+        try:
+            with terminal.bar(f"{split}: FID, reconstructions", len(batches.ids)) as bar:
+                looks = quality.measure(model, batches, seed, bar.count)
+        except Exception as error:
+            log.exception("FID and reconstruction error")
+            terminal.line(f"Without FID and reconstruction error: {str(error).splitlines()[0]}")
     record = {
         "name": settings["name"],
         "seed": seed,
@@ -98,6 +112,7 @@ def score(
             sum(units.active(threshold)[0] for units in collapse.layers) for threshold in THRESHOLDS
         ],
         "likelihoods": likelihoods,
+        "quality": looks,
         "config": without_secrets(settings),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -138,6 +153,8 @@ def show(terminal: Terminal, found: dict) -> None:
             for title, nll, error, samples, ess in scores
         ],
     )
+    if found["quality"]:
+        terminal.line(quality_line(found["quality"]))
     layers = zip(report.elements, report.kl, report.kl_share, report.active_per_layer, strict=True)
     terminal.table(
         f"Layers from the top; a unit is active where Var_x(E[z | x]) > {ACTIVE_THRESHOLD:g}, "
@@ -158,6 +175,20 @@ def show(terminal: Terminal, found: dict) -> None:
     )
 
 
+def quality_line(quality: dict) -> str:
+    """FID and reconstruction error in words."""
+    text = (
+        f"Reconstructions on 0 … 1: mean squared error {quality['reconstruction_mse']:.5f}, PSNR "
+        f"{quality['reconstruction_psnr']:.2f} dB."
+    )
+    if "fid" in quality:
+        text += (
+            f" FID {quality['fid']:.2f} between {quality['fid_samples']:,} samples and as many "
+            f"images (Inception weights {quality['fid_weights']})."
+        )
+    return text
+
+
 def flat(found: dict) -> dict[str, float]:
     """The figures under `<split>/…` keys."""
     report, split = CollapseReport(**found["bound"]), found["split"]
@@ -170,6 +201,9 @@ def flat(found: dict) -> dict[str, float]:
     for entry in found["likelihoods"]:
         values[f"{split}/nll_{entry['estimator']}"] = entry["nll"]
         values[f"{split}/bpd_{entry['estimator']}"] = bits_per_dim(entry["nll"], found["dims"])
+    for name in ("fid", "reconstruction_mse", "reconstruction_psnr"):
+        if name in (found["quality"] or {}):
+            values[f"{split}/{name}"] = found["quality"][name]
     for layer, (kl, active) in enumerate(zip(report.kl, report.active_per_layer, strict=True)):
         values[f"{split}/kl_{layer}"] = kl
         values[f"{split}/active_units_{layer}"] = active

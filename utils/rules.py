@@ -181,6 +181,8 @@ RULES: dict[str, Rule] = {
     "train.grad_clip": number(0),
     "train.grad_skip_thr": number(0),
     "train.max_skipped_steps": whole(1),
+    "train.compute_fid": flag(free=True),
+    "train.fid_weights": maybe(text("a file", free=True)),
     "train.optimizer._target_": TARGET,
     "train.optimizer._partial_": one_of(True),
     "train.optimizer.lr": number(0, 10, above=True),
