@@ -158,3 +158,33 @@ def test_the_plain_ladder_converges_too():
             found[key] = exact_evidence(model, image[None])
     values = [found[tuple(image.flatten().tolist())] for image in target]
     assert is_exact_in_the_limit(model, torch.tensor(values, dtype=torch.float64))
+
+
+@torch.no_grad()
+def test_a_linear_gaussian_ladder_converges_to_its_closed_form():
+    """Residual blocks and priors made constant: x = A z + b + noise, and p(x) is a Gaussian."""
+    model = near_prior(toy("digits_ladder", [*TOY, "model.likelihood=gaussian"]))
+    for block in model.decoder.blocks:
+        for net in (last_conv(block.prior.net), *(last_conv(b.net) for b in block.blocks)):
+            for parameter in net.parameters():
+                parameter.zero_()
+    head = model.decoder.head[-1]
+    head.weight[1:].zero_()  # the pixels' raw variance: its bias alone
+
+    def pixels(z):
+        given = [z[:, i].view(-1, 1, 1, 1) for i in (0, 1)]
+        latents, out = model.decoder.descend(len(z), [], None, given, Noise.fresh(len(z)))
+        return latents, model._px(out).density
+
+    z = torch.tensor([[0, 0], [1, 0], [0, 1], [-2, 3]], dtype=torch.float64)
+    latents, density = pixels(z)
+    offset, first, second, other = density.mean.flatten(1)
+    columns = torch.stack([first - offset, second - offset], 1)  # (4 pixels, 2 latents)
+    torch.testing.assert_close(other, offset + columns @ z[3])
+    assert columns.abs().min() > 0.01
+    mean = torch.stack([latent.p.mean[0].flatten() for latent in latents]).flatten()
+    variance = torch.stack([latent.p.variance[0].flatten() for latent in latents]).flatten()
+    covariance = columns * variance @ columns.T + density.variance[0].flatten().diag()
+    evidence = torch.distributions.MultivariateNormal(offset + columns @ mean, covariance)
+    exact = evidence.log_prob(GREY.flatten()).expand(SEEDS)
+    assert is_exact_in_the_limit(model, exact)
