@@ -75,6 +75,11 @@ def train(composed: DictConfig, processes: Processes) -> None:
         open_tracker(settings["wandb"], folder, model, terminal) as tracker,
     ):
         draw = partial(results.draw, folder, tracker, validation.first(results.PICTURED))
+
+        def save(name: str, state: dict) -> None:
+            path, progress = folder.save(name, state), state["progress"]
+            tracker.checkpoint(name, path, progress["epoch"], progress["best"])
+
         trainer = Trainer(
             model,
             build.build_objective(settings),
@@ -83,7 +88,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
             optimizer,
             scheduler,
             settings["train"],
-            folder.save,
+            save,
             draw,
             tracker,
             terminal,
@@ -93,6 +98,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
         else:
             model.fit_context(batches.images, splits.max_value)
         results.announce(terminal, folder, splits, trainer, processes)
+        tracker.summary(results.parameter_counts(model))
         trainer.fit()
         best, _ = checkpoint.load_model(folder.best, device=device)
         found = results.score(best, settings, held_out, "test", folder.best, terminal, measures)
@@ -102,7 +108,9 @@ def train(composed: DictConfig, processes: Processes) -> None:
         draw(best, trainer.progress.epoch, trainer.progress.step)
         if settings["task"]["report"]:
             pictures = report(best, found, settings, held_out, folder.path, processes, terminal)
-            tracker.pictures(pictures, trainer.progress.epoch, trainer.progress.step)
+            now = (trainer.progress.epoch, trainer.progress.step)
+            tracker.pictures(pictures, *now)
+            tracker.page(folder.path / "report" / "report.html", *now)
         terminal.line(f"Checkpoints, metrics, pictures and the log are in {folder.path}")
 
 
@@ -175,6 +183,7 @@ def load(source: str, composed: DictConfig, processes: Processes) -> tuple[Ladde
     """A checkpoint's model, on this process's device, and its settings for the task at hand."""
     device = distributed.pick_device(composed.train.device, processes)
     overrides = HydraConfig.get().overrides.task
+    distributed.main_first(processes, lambda: checkpoint.locate(source))  # fetched once
     model, loaded = checkpoint.load_model(source, overrides, device)
     settings = {**OmegaConf.to_container(loaded), "task": config.resolve(composed.task)}
     validate(settings)

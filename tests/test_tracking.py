@@ -1,10 +1,15 @@
 """The folder's record is complete whatever happens to a mirror, and can be taken back to a step."""
 
 import logging
+import sys
 
+import numpy as np
 import pytest
+from matplotlib.image import imsave
 
-from utils.tracking import LocalSink, Sink, Tracker
+from utils.sinks import LocalSink, Sink
+from utils.tensorboard_sink import TensorBoardSink
+from utils.tracking import Tracker
 
 
 class Broken(Sink):
@@ -50,3 +55,31 @@ def test_trouble_with_the_folder_itself_does(tmp_path):
     tracker = Tracker(tmp_path, [LocalSink(tmp_path / "gone" / "metrics.jsonl")])
     with pytest.raises(FileNotFoundError):
         tracker.log({"a": 1.0}, epoch=1, step=1)
+
+
+def test_tensorboard_reads_what_is_written(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    picture = tmp_path / "samples.png"
+    imsave(picture, np.zeros((4, 4, 3)))
+    tracker = Tracker(tmp_path, [TensorBoardSink(tmp_path / "events")])
+    for step in (10, 20):
+        tracker.log({"val/loss": step / 10}, epoch=step // 10, step=step)
+    tracker.pictures([picture], epoch=2, step=20)
+    tracker.histograms({"collapse/log_variance_0": [-1.0, -2.0, 0.5]}, epoch=2, step=20)
+    tracker.summary({"test/nelbo": 3.0})
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("val/loss")]
+    assert found == [(10, 1.0), (20, 2.0)]
+    assert [event.value for event in events.Scalars("epoch")] == [1, 2]
+    assert events.Images("figures/samples")[0].step == 20
+    assert events.Histograms("collapse/log_variance_0")[0].histogram_value.num == 3
+    assert "summary/text_summary" in events.Tags()["tensors"]
+
+
+def test_without_tensorboard_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"pip install -e '.\[tensorboard\]'"):
+        TensorBoardSink(tmp_path)

@@ -4,6 +4,7 @@ A file of ours holds tensors and plain containers: {format, schema, config, mode
 scheduler, scaler, progress}. `load_model` also reads the files published for arXiv 2302.09976.
 """
 
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from utils.build import build_model
 from utils.config import ConfigError, compose, override_settings, resolve
 from utils.files import atomic_write
 from utils.validation import validate
+from utils.wandb_client import fetch, is_remote
 
 FORMAT, SCHEMA = "dct-ladder-vae", 1
 
@@ -59,13 +61,27 @@ def read(
 
 
 def locate(source: str | Path) -> Path:
-    """The file behind a path: a run's folder stands for its best checkpoint."""
+    """The file behind a name: a run's folder stands for its best checkpoint, W&B's are fetched.
+
+    Raises:
+        ValueError: if W&B hasn't got it.
+    """
     path = Path(source).expanduser()
+    if is_remote(source):
+        return fetch(str(source), cache())
     return path / "checkpoints" / "best.pth" if path.is_dir() else path
+
+
+def cache() -> Path:
+    """Where fetched checkpoints are kept."""
+    base = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+    return Path(base, "dct-ladder-vae", "checkpoints")
 
 
 def home(source: str | Path, runs_dir: str) -> Path:
     """Where results about a checkpoint go: its run's folder, or one of its own in runs_dir."""
+    if is_remote(source):
+        return Path(runs_dir, str(source).replace("/", "-").replace(":", "-")).absolute()
     path = locate(source).absolute()
     run = path.parent.parent
     return run if (run / "config.yaml").exists() else Path(runs_dir, path.stem).absolute()
@@ -79,10 +95,11 @@ def load_model(
 ) -> tuple[LadderVAE, DictConfig]:
     """A trained model in eval mode, with the averaged weights where there are any, and its config.
 
-    source: a checkpoint of this project, a run's folder (its best one), or a file published for
-    arXiv 2302.09976. overrides: as on the command line. A published file carries no settings: it
-    needs `["experiment=mnist_dct_ladder", …]`. One of ours needs none; `model.is_k=100`,
-    `dataset.root=…` or `dataset=…` change what evaluation uses.
+    source: a checkpoint of this project, a run's folder (its best one), a file published for
+    arXiv 2302.09976, a W&B run `entity/project/run_id` (its best one, else the last) or artifact
+    `entity/project/name:alias`. overrides: as on the command line. A published file carries no
+    settings: it needs `["experiment=mnist_dct_ladder", …]`. One of ours needs none;
+    `model.is_k=100`, `dataset.root=…` or `dataset=…` change what evaluation uses.
 
     Raises:
         ValueError: one sentence, if the file or the settings don't fit.

@@ -119,6 +119,11 @@ class Collapse:
         """Reconstruction + KL: (N,) nats."""
         return self.reconstruction + self.kl.sum(1)
 
+    def log_variances(self) -> dict[int, list[float]]:
+        """log Var_x(E_q[z | x]) of the active units, by layer; layers without any left out."""
+        active = [units.variance[units.variance > ACTIVE_THRESHOLD] for units in self.layers]
+        return {layer: v.log().tolist() for layer, v in enumerate(active) if len(v)}
+
     def report(self) -> CollapseReport:
         """The means, and counts of units."""
         nelbo, nelbo_se = mean_and_error(self.nelbo)

@@ -71,7 +71,8 @@ def draw_active_curve(layers: Sequence[Units]) -> Drawing:
         labels = [*(f"layer {layer}" for layer in range(len(layers))), "all"]
         for share, colour, label in zip(shares, colours, labels, strict=True):
             middle, low, high = share.T.tolist()
-            axes.plot(THRESHOLDS, middle, color=colour, label=label, lw=2 if label == "all" else 1)
+            wide = label == "all"
+            axes.plot(THRESHOLDS, middle, color=colour, label=label, lw=2 if wide else 1)
             axes.fill_between(THRESHOLDS, low, high, color=colour, alpha=0.15, lw=0)
         axes.axvline(ACTIVE_THRESHOLD, color=INK, ls=":", lw=1)
         axes.set_xscale("log")

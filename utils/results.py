@@ -259,6 +259,19 @@ def draw(
     tracker.pictures(paths, epoch, step)
 
 
+def parameter_counts(model: LadderVAE) -> dict[str, int]:
+    """Parameters of the whole and of its parts, the context's prior apart from the decoder."""
+    prior = getattr(model.decoder, "context_prior", None)
+    parts = {"all": model, "encoder": model.encoder, "decoder": model.decoder, "prior": prior}
+    counts = {
+        f"parameters/{name}": sum(p.numel() for p in part.parameters())
+        for name, part in parts.items()
+        if part is not None
+    }
+    counts["parameters/decoder"] -= counts.get("parameters/prior", 0)
+    return counts
+
+
 def announce(
     terminal: Terminal,
     folder: RunFolder,

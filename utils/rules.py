@@ -208,7 +208,11 @@ RULES: dict[str, Rule] = {
     "wandb.setup.mode": one_of("auto", "online", "offline", "disabled"),
     "wandb.api_key": maybe(text()),
     "wandb.group": maybe(text()),
+    "wandb.job_type": maybe(text()),
+    "wandb.tags": every(text("a word"), least=0),
+    "wandb.notes": maybe(text()),
     "wandb.watch": flag(),
+    "wandb.tensorboard": flag(),
     # tasks
     "task.name": one_of("train", "test", "report", "compare", "sample", "reconstruct"),
     "task.force": flag(),

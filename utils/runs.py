@@ -91,10 +91,12 @@ class RunFolder:
             number += 1
         self.path.rename(aside)
 
-    def save(self, name: str, state: dict) -> None:
-        """A checkpoint, by the main process."""
+    def save(self, name: str, state: dict) -> Path:
+        """A checkpoint, by the main process; its path."""
+        path = self.checkpoints / f"{name}.pth"
         if self.processes.is_main:
-            checkpoint.save(self.checkpoints / f"{name}.pth", self.config, state)
+            checkpoint.save(path, self.config, state)
+        return path
 
     def finish(self, record: dict, per_image: dict[str, np.ndarray]) -> None:
         """Write the results, the record last: from then on the run counts as finished."""

@@ -227,9 +227,10 @@ class Trainer:
         """Validate, record, keep the best and the last; then the epoch counts as done."""
         p, settings = self.progress, self.settings
         with self.terminal.bar("validation", len(self.validation.ids)) as bar:
-            report = posterior_collapse(
+            collapse = posterior_collapse(
                 self.evaluated, self.validation, settings["seed"], PASSES, bar.count
-            ).report()
+            )
+        report = collapse.report()
         loss = bits_per_dim(report.nelbo, math.prod(self.model.image_shape))
         if not math.isfinite(loss):
             self._stop(f"the validation loss is {loss}", report.reconstruction, report.kl)
@@ -247,6 +248,9 @@ class Trainer:
         self.save("last", self.state())
         if draw:
             self.draw(self.evaluated, p.epoch, p.step)
+            histograms = collapse.log_variances().items()
+            histograms = {f"collapse/log_variance_{layer}": v for layer, v in histograms}
+            self.tracker.histograms(histograms, p.epoch, p.step)
         if distributed.any_process(self.stop_asked):
             raise Interrupted
 
