@@ -116,7 +116,9 @@ def test_scores_on_disk_count_while_they_answer_the_question(tmp_path):
     weights.write_bytes(b"weights")
     (folder / "config.yaml").write_text("")
     made = run("a")
+    dataset = {"name": "d", "channels": 1, "image_size": 8}
     config = {"name": "a", "model": {"is_k": 100, "is_k_prior": 16}, "task": {"name": "train"}}
+    config |= {"dataset": dataset, "train": {"seed": 0}}
     record = {**made.record, "config": config, "checkpoint_digest": file_digest(weights)}
     write_arrays(folder / "results.npz", made.per_image)
     write_json(folder / "results.json", record)
@@ -129,6 +131,7 @@ def test_scores_on_disk_count_while_they_answer_the_question(tmp_path):
     assert np.array_equal(found().per_image["nll_iwae"], made.per_image["nll_iwae"])
     assert found(["model.is_k=100"]) is not None
     assert found(["model.is_k=200"]) is None
+    assert found(["train.seed=1"]) is None
     assert found(split="validation") is None
     assert found(num_images=10) is None
     assert found(estimators=["iwae", "published"]) is None

@@ -124,10 +124,12 @@ def _digest(record: dict) -> str:
 
 def _answers(record: dict, task: dict, overrides: Sequence[str]) -> bool:
     """Whether a record is of the split, images, estimators and samples asked for."""
-    model = override_settings(record["config"], overrides)["model"]
+    settings = override_settings(record["config"], overrides)
+    model = settings["model"]
     entries = {entry["estimator"]: entry for entry in record["likelihoods"]}
     return (
         record["split"] == task["split"]
+        and record["seed"] == settings["train"]["seed"]
         and record["config"]["task"].get("num_images") == task["num_images"]
         and set(task["estimators"]) <= set(entries)
         and all(

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class WandbSink(Sink):
 
     def checkpoint(self, name: str, path: Path, epoch: int, loss: float) -> None:
         """To be uploaded when the run ends; online also now and then, by a thread of its own."""
-        self.waiting[name] = (path, {"epoch": epoch, "val/loss": loss})
+        self.waiting[name] = (path, {"epoch": epoch, "best_loss": loss})
         idle = self.upload is None or self.upload.done()
         if idle and not self.run.offline and time.monotonic() - self.uploaded > UPLOAD_EVERY:
             self._start_upload()
@@ -139,8 +140,9 @@ class WandbSink(Sink):
                 self.upload.result(2 * UPLOAD_TIMEOUT)
         except Exception as error:
             log.exception("W&B upload")
-            reason = " ".join(str(error).split())[:150] or type(error).__name__
-            self.tell(f"W&B has not got the newest checkpoints ({reason}); the run's folder has.")
+            self.tell(
+                f"W&B has not got the newest checkpoints ({_reason(error)}); the run's folder has."
+            )
         self.uploader.shutdown(wait=False, cancel_futures=True)
         self.run.finish(exit_code=int(failed))
 
@@ -157,68 +159,94 @@ def fetch(source: str, cache: Path) -> Path:
         ValueError: if there is none, or it cannot be fetched whole.
     """
     matched = REMOTE.fullmatch(source)
-    reason = "unknown"
     try:
         api = _client(None).Api(timeout=INIT_TIMEOUT)
         found = _find(api, matched["run"], matched["alias"])
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"checkpoint={source} is neither a file nor a W&B run or artifact that can be read "
-            f"({reason}): check the name, the network and `wandb login`."
+            f"({_reason(error)}): check the name, the network and `wandb login`."
         ) from error
     if found is None:
         raise ValueError(
             f"checkpoint={source} is a W&B run without {RUN_FILE} or an artifact of checkpoints: "
             "name another, or an artifact entity/project/name:alias."
         )
-    expected, size, download = found
-    folder = cache / base64.b64decode(expected).hex()
+    folder = cache / base64.b64decode(found.digest).hex()
     kept = folder / f"{source.replace('/', '-').replace(':', '-')}.pth"
-    if kept.exists() and md5(kept) == expected:
+    if kept.exists() and found.is_in(kept):
         return kept
+    reason = "unknown"
     for attempt in range(TRIES):
         with tempfile.TemporaryDirectory(prefix="fetching-") as place:
             try:
-                path = Path(download(place))
-                if (path.stat().st_size, md5(path)) == (size, expected):
+                path = Path(found.download(place))
+                if found.is_in(path):
                     folder.mkdir(parents=True, exist_ok=True)
                     partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
                     shutil.copyfile(path, partial)
                     os.replace(partial, kept)
                     return kept
-                reason = f"{path.stat().st_size:,} of {size:,} bytes, or others than were stored"
+                reason = f"{path.stat().st_size:,} of {found.size:,} bytes, or other ones"
             except Exception as error:
-                reason = " ".join(str(error).split())[:200]
-        log.warning("%s, try %d: %s", source, attempt + 1, reason)
+                reason = _reason(error)
+        log.info("%s, try %d: %s", source, attempt + 1, reason)
     raise ValueError(
         f"checkpoint={source} could not be fetched whole from W&B in {TRIES} tries ({reason}): try "
         "again later."
     )
 
 
-def _find(api: Any, run: str, alias: str | None) -> tuple[str, int, Callable] | None:
-    """(MD5 in base64, bytes, download into a folder) of the checkpoint; None without one."""
-    if alias is None:
-        logged = api.run(run)
-        try:
-            return _in_artifact(api.artifact(f"{run.rpartition('/')[0]}/{logged.name}:best"))
-        except Exception as error:
-            log.info("%s has no artifact: %s", run, error)
-        file = logged.file(RUN_FILE)
-        if not file.size:
-            return None
-        return file.md5, file.size, lambda place: file.download(place, replace=True).name
-    return _in_artifact(api.artifact(f"{run}:{alias}"))
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint as W&B has it."""
+
+    digest: str  # in base64, by whatever W&B digests with
+    md5: str | None  # in base64
+    size: int  # bytes
+    download: Callable[[str], str]  # into a folder; the file's path
+
+    def is_in(self, path: Path) -> bool:
+        """Whether a file is this one, whole."""
+        return path.stat().st_size == self.size and self.md5 in (None, md5(path))
 
 
-def _in_artifact(artifact: Any) -> tuple[str, int, Callable] | None:
-    """The one checkpoint in an artifact."""
-    entries = [e for e in artifact.manifest.entries.values() if e.path.endswith((".pth", ".pt"))]
-    if len(entries) != 1:
+def _find(api: Any, run: str, alias: str | None) -> Stored | None:
+    """The checkpoint that a name means; None where there is none."""
+    if alias is not None:
+        return _in_artifact(api.artifact(f"{run}:{alias}"))
+    logged = api.run(run)
+    try:
+        return _in_artifact(api.artifact(f"{run.rpartition('/')[0]}/{logged.name}:best"))
+    except Exception as error:
+        log.info("%s has no artifact: %s", run, error)
+    file = logged.file(RUN_FILE)
+    if not file.size:
         return None
-    (entry,) = entries
-    return entry.digest, entry.size, lambda place: entry.download(place, skip_cache=True)
+
+    def download(place: str) -> str:
+        return file.download(place, replace=True).name
+
+    return Stored(file.md5, file.md5, file.size, download)
+
+
+def _in_artifact(artifact: Any) -> Stored | None:
+    """The one checkpoint in an artifact; those of this project name its MD5 in their metadata."""
+    names = [name for name in artifact.manifest.entries if name.endswith((".pth", ".pt"))]
+    if len(names) != 1:
+        return None
+    entry = artifact.get_entry(names[0])
+
+    def download(place: str) -> str:
+        artifact.download(place, skip_cache=True, path_prefix=names[0])
+        return str(Path(place, names[0]))
+
+    return Stored(entry.digest, artifact.metadata.get("md5"), entry.size, download)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, on one short line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def md5(path: Path) -> str:
