@@ -23,10 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 from datasets.loaders import EvaluationBatches, TrainBatches
 from datasets.splits import ImageSplits
 from model import LadderVAE
-from utils import build, checkpoint, config, distributed, quality, results
+from utils import build, checkpoint, config, distributed, quality, results, wandb_client
 from utils.distributed import Processes
 from utils.files import write_scores
-from utils.runs import RunFolder, recorded_settings
+from utils.runs import RunFolder, recorded_run, recorded_settings
 from utils.terminal import Terminal
 from utils.tracking import open_tracker
 from utils.trainer import Interrupted, Trainer, TrainingStopped
@@ -42,7 +42,8 @@ def run(composed: DictConfig) -> None:
     """One job: what task.name says."""
     processes = distributed.start(composed.train.ddp)
     try:
-        {"train": train, "compare": compare}.get(composed.task.name, use)(composed, processes)
+        tasks = {"train": train, "compare": compare, "sync": sync}
+        tasks.get(composed.task.name, use)(composed, processes)
     finally:
         distributed.stop()
 
@@ -100,6 +101,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
         results.announce(terminal, folder, splits, trainer, processes)
         tracker.summary(results.parameter_counts(model))
         trainer.fit()
+        tracker.upload_checkpoints()
         best, _ = checkpoint.load_model(folder.best, device=device)
         found = results.score(best, settings, held_out, "test", folder.best, terminal, measures)
         folder.finish(found.record, found.per_image)
@@ -177,6 +179,18 @@ def compare(composed: DictConfig, processes: Processes) -> None:
     if processes.is_main:
         folder = Path(task["output"] or Path(composed.runs_dir, "compare")).absolute()
         write_comparison(runs, folder, terminal)
+
+
+def sync(composed: DictConfig, processes: Processes) -> None:
+    """task=sync: the W&B records of finished runs, made offline, to the server."""
+    from utils.compare import sources
+
+    terminal = Terminal(processes.is_main)
+    for source in sources(list(composed.runs), least=1):
+        folder, settings, wandb_id = recorded_run(Path(source).expanduser())
+        if processes.is_main:
+            name = wandb_client.sync(folder, settings["wandb"]["setup"], wandb_id)
+            terminal.line(f"{source} is at W&B as {name}")
 
 
 def load(source: str, composed: DictConfig, processes: Processes) -> tuple[LadderVAE, dict]:

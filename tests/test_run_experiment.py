@@ -68,7 +68,7 @@ def test_without_its_account_wandb_records_offline_and_says_so(tmp_path):
     arguments = ["experiment=digits_ladder", "model.num_ch=16", "model.is_k=1"]
     arguments += ["train.max_epochs=1", *QUIET[1:], "wandb.setup.mode=online"]
     output = call(tmp_path, *arguments).stdout
-    assert "W&B (mode online) could not start: " in output
+    assert "W&B (mode online) could not start, recording offline instead: " in output
     assert list(only_run(tmp_path).glob("wandb/offline-run-*/*.wandb"))
 
 

@@ -159,6 +159,28 @@ def test_what_is_not_there_is_said_in_a_sentence(server, logged, tmp_path):
     assert "\n" not in said
 
 
+def test_an_offline_run_is_uploaded_later_and_seen_to_arrive(server, tmp_path):
+    """While the server refuses it, that is said; again, once it is up."""
+    offline = ["wandb.setup.mode=offline", "task.report=false", "train.seed=7"]
+    found = run(server, tmp_path, COMMAND, *ONLINE, *offline)
+    assert found.returncode == 0, found.stderr
+    local = only_run(tmp_path)
+    identity = json.loads((local / "run.json").read_text())["wandb_id"]
+    assert identity not in server.runs
+    upload = ["task=sync", "runs=[runs/*]"]
+    server.fail(status=403)
+    found = run(server, tmp_path, COMMAND, *upload)
+    assert found.returncode == 1 and "has not arrived at W&B" in found.stderr
+    assert found.stderr.count("\n") == 1
+    server.clear_faults()
+    found = run(server, tmp_path, COMMAND, *upload)
+    assert found.returncode == 0 and f"/{identity}" in found.stdout, found.stderr
+    mirrored = server.run(identity)
+    assert [row["epoch"] for row in mirrored.history if "val/nelbo" in row] == [1]
+    assert mirrored.files["last_chpt.pth"] == (local / "checkpoints" / "last.pth").read_bytes()
+    server.artifact(f"{ENTITY}/dct_ladder_vae/{local.name}:best")
+
+
 def test_uploads_that_are_refused_cost_nothing_but_a_line(server, tmp_path):
     server.fail(status=403, path=lambda request: request.operation == "CommitArtifact")
     quick = ["task.report=false", "train.seed=5"]

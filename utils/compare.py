@@ -78,18 +78,18 @@ class Measure:
     per_image: Callable[[Run], np.ndarray] | None
 
 
-def sources(wanted: Sequence[str]) -> list[str]:
+def sources(wanted: Sequence[str], least: int = 2) -> list[str]:
     """The runs that the setting names: paths, of which some may be patterns.
 
     Raises:
-        ConfigError: if there are fewer than two.
+        ConfigError: if there are fewer than `least`.
     """
     found = []
     for name in wanted:
         found += sorted(glob.glob(name)) if glob.has_magic(name) else [name]
-    if len(found) < 2:
+    if len(found) < least:
         raise ConfigError(
-            f"runs={list(wanted)} names {len(found)} run(s): name two or more, as in "
+            f"runs={list(wanted)} names {len(found)} run(s): name {least} or more, as in "
             "'runs=[runs/digits_*]'."
         )
     return found

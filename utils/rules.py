@@ -214,7 +214,7 @@ RULES: dict[str, Rule] = {
     "wandb.watch": flag(),
     "wandb.tensorboard": flag(),
     # tasks
-    "task.name": one_of("train", "test", "report", "compare", "sample", "reconstruct"),
+    "task.name": one_of("train", "test", "report", "compare", "sample", "reconstruct", "sync"),
     "task.force": flag(),
     "task.estimators": every(one_of(*ESTIMATORS), least=0),
     "task.split": one_of("train", "validation", "test"),

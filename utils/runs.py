@@ -109,6 +109,19 @@ class RunFolder:
         return json.loads((self.path / "run.json").read_text())["wandb_id"]
 
 
+def recorded_run(folder: Path) -> tuple[Path, dict, str]:
+    """A run's folder (absolute), its settings and its W&B id.
+
+    Raises:
+        ConfigError: if it is no run's.
+    """
+    record = folder / "run.json"
+    if not record.exists():
+        raise ConfigError(f"runs=[{folder}] is not the folder of a run: name one in runs_dir.")
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    return folder.absolute(), settings, json.loads(record.read_text())["wandb_id"]
+
+
 def recorded_settings(runs_dir: str, wandb_id: str) -> dict:
     """The settings of the run in runs_dir that has this W&B id.
 

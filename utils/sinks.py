@@ -32,6 +32,9 @@ class Sink(ABC):
     def checkpoint(self, name: str, path: Path, epoch: int, loss: float) -> None:
         """A checkpoint just written: `best` or `last`, with its epoch and validation loss."""
 
+    def upload_checkpoints(self) -> None:
+        """Training is over: nothing will replace the checkpoints."""
+
     def close(self, failed: bool) -> None:
         """Nothing more will come."""
 

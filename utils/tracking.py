@@ -57,6 +57,10 @@ class Tracker:
         """A checkpoint just written, to every sink."""
         self._each(lambda sink: sink.checkpoint(name, path, epoch, loss))
 
+    def upload_checkpoints(self) -> None:
+        """Training is over, to every sink."""
+        self._each(lambda sink: sink.upload_checkpoints())
+
     def close(self, failed: bool = False) -> None:
         """Nothing more will come."""
         self._each(lambda sink: sink.close(failed))
@@ -94,7 +98,8 @@ def open_tracker(
             except Exception as error:
                 log.exception("W&B")
                 reason = " ".join(str(error).split())[:150]
-                terminal.line(f"W&B (mode {wanted}) could not start: {reason}")
+                instead = "without it" if wanted == "offline" else "recording offline instead"
+                terminal.line(f"W&B (mode {wanted}) could not start, {instead}: {reason}")
     tracker = Tracker(folder.path, sinks)
     try:
         yield tracker

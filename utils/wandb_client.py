@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,8 +22,8 @@ from utils.sinks import Sink
 
 log = logging.getLogger("ladder_vae")
 INIT_TIMEOUT = 20  # seconds for the W&B server to answer
-FINISH_TIMEOUT = 60
-UPLOAD_TIMEOUT = 30  # seconds for one checkpoint, at the end of a run
+UPLOAD_TIMEOUT = 30  # seconds that a run waits for its checkpoints' upload when it ends …
+FINISH_TIMEOUT = 20  # … and for everything else
 UPLOAD_EVERY = 1800.0  # seconds between uploads while a run goes on
 TRIES = 3  # of a download
 RUN_FILE = "last_chpt.pth"  # the name that the published code gives its checkpoints
@@ -113,6 +115,11 @@ class WandbSink(Sink):
         if idle and not self.run.offline and time.monotonic() - self.uploaded > UPLOAD_EVERY:
             self._start_upload()
 
+    def upload_checkpoints(self) -> None:
+        """No more will come for now: a good time to upload what is waiting."""
+        if self.waiting and not self.run.offline:
+            self._start_upload()
+
     def _start_upload(self) -> None:
         waiting, self.waiting = self.waiting, {}
         self.uploaded = time.monotonic()
@@ -137,7 +144,7 @@ class WandbSink(Sink):
             self._start_upload()
         try:
             if self.upload is not None:
-                self.upload.result(2 * UPLOAD_TIMEOUT)
+                self.upload.result(UPLOAD_TIMEOUT)
         except Exception as error:
             log.exception("W&B upload")
             self.tell(
@@ -244,6 +251,45 @@ def _in_artifact(artifact: Any) -> Stored | None:
     return Stored(entry.digest, artifact.metadata.get("md5"), entry.size, download)
 
 
+def sync(folder: Path, setup: dict, run_id: str) -> str:
+    """Upload what a run recorded offline (or could not send), and see that it arrived; its name.
+
+    folder: the run's. setup: wandb.setup of its settings.
+
+    Raises:
+        ValueError: if there is nothing to upload, or W&B has not got it afterwards.
+    """
+    recorded = [path for path in folder.glob(f"wandb/*run-*-{run_id}") if not path.is_symlink()]
+    if not recorded:
+        raise ValueError(
+            f"{folder} has no W&B record: it was trained with wandb.setup.mode=disabled."
+        )
+    wandb = _client(None)
+    said = ""
+    for path in sorted(recorded, key=lambda path: path.name.split("run-")[1]):
+        if not list(path.glob("*.synced")):
+            found = subprocess.run(
+                [sys.executable, "-m", "wandb", "sync", str(path)], capture_output=True, text=True
+            )
+            said = f"{found.stdout} {found.stderr}"
+    try:  # `wandb sync` ends well whatever happened
+        api = wandb.Api(timeout=INIT_TIMEOUT)
+        entity = setup["entity"] or os.environ.get("WANDB_ENTITY") or api.default_entity
+        name = f"{entity}/{setup['project']}/{run_id}"
+        file = api.run(name).file(RUN_FILE)
+        arrived = file.size and file.md5 == md5(folder / "checkpoints" / "last.pth")
+        reason = f"it has no {RUN_FILE} like this run's last checkpoint"
+    except Exception as error:
+        arrived, reason = False, _reason(error)
+    if not arrived:
+        log.info("wandb sync: %s", said)
+        raise ValueError(
+            f"{folder} has not arrived at W&B ({reason}): check the network and `wandb login`, and "
+            "try again."
+        )
+    return name
+
+
 def _reason(error: Exception) -> str:
     """What an error says, on one short line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -260,6 +306,7 @@ def _client(api_key: str | None) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB_X_DISABLE_VIEWER", "true")
+    os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # a kill loses no more
     if api_key:
         os.environ["WANDB_API_KEY"] = api_key
     import wandb
