@@ -61,7 +61,9 @@ def train(composed: DictConfig, processes: Processes) -> None:
             terminal.line(f"It has no report: task=report checkpoint={folder.path} makes one.")
         return
     device = distributed.pick_device(settings["train"]["device"], processes)
-    measures = quality.prepare(settings["train"], device, terminal)
+    measures = distributed.main_first(
+        processes, lambda: quality.prepare(settings["train"], device, terminal)
+    )
     splits = distributed.main_first(processes, lambda: build.load_images(settings))
     torch.manual_seed(settings["train"]["seed"])
     model = build.build_model(settings).to(device, memory_format=torch.channels_last)
@@ -107,10 +109,10 @@ def train(composed: DictConfig, processes: Processes) -> None:
         folder.finish(found.record, found.per_image)
         tracker.summary(results.flat(found.record))
         results.show(terminal, found.record)
-        draw(best, trainer.progress.epoch, trainer.progress.step)
+        now = (trainer.progress.epoch, trainer.progress.step)
+        draw(best, *now)
         if settings["task"]["report"]:
             pictures = report(best, found, settings, held_out, folder.path, processes, terminal)
-            now = (trainer.progress.epoch, trainer.progress.step)
             tracker.pictures(pictures, *now)
             tracker.page(folder.path / "report" / "report.html", *now)
         terminal.line(f"Checkpoints, metrics, pictures and the log are in {folder.path}")
@@ -144,7 +146,9 @@ def use(composed: DictConfig, processes: Processes) -> None:
     if task["name"] == "reconstruct":
         results.reconstruct(model, settings, batches, output, terminal)
         return
-    measures = quality.prepare(settings["train"], model.device, terminal)
+    measures = distributed.main_first(
+        processes, lambda: quality.prepare(settings["train"], model.device, terminal)
+    )
     file = checkpoint.locate(source)
     found = results.score(model, settings, batches, task["split"], file, terminal, measures)
     results.show(terminal, found.record)

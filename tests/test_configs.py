@@ -197,6 +197,8 @@ def test_overrides_on_a_trained_models_settings():
     found = config.override_settings(saved, ["model.is_k=3", "task=test", "checkpoint=x"])
     assert found["model"]["is_k"] == 3
     assert found == {**saved, "model": {**saved["model"], "is_k": 3}}
+    earlier = {**saved, "train": {k: v for k, v in saved["train"].items() if k != "compute_fid"}}
+    assert config.override_settings(earlier, []) == saved
     of_mnist = compose("mnist_ladder")
     other = config.override_settings(of_mnist, ["dataset=omniglot", "dataset.root=/here"])
     assert other["dataset"]["name"] == "omniglot" and other["dataset"]["root"] == "/here"

@@ -77,7 +77,7 @@ def override_settings(settings: dict, overrides: Sequence[str]) -> dict:
     Raises:
         ConfigError: if an override would make it another model.
     """
-    merged = OmegaConf.create(settings)
+    merged = OmegaConf.create(_complete(settings))
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
@@ -101,6 +101,16 @@ def override_settings(settings: dict, overrides: Sequence[str]) -> dict:
     merged = resolve(merged)
     _same_shape(settings["dataset"], merged["dataset"])
     return merged
+
+
+def _complete(settings: dict) -> dict:
+    """Settings of an earlier version, with the defaults of what came later; the model's stay."""
+    found = dict(settings)
+    for group in ("train", "wandb"):
+        defaults = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / "defaults.yaml"))
+        defaults.pop("defaults", None)
+        found[group] = {**defaults, **settings[group]}
+    return found
 
 
 def _same_shape(trained: dict, wanted: dict) -> None:
