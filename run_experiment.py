@@ -66,7 +66,11 @@ def train(composed: DictConfig, processes: Processes) -> None:
     )
     splits = distributed.main_first(processes, lambda: build.load_images(settings))
     torch.manual_seed(settings["train"]["seed"])
-    model = build.build_model(settings).to(device, memory_format=torch.channels_last)
+    model, initial = build.build_model(settings), settings["train"]["init_from"]
+    if initial is not None:
+        distributed.main_first(processes, lambda: checkpoint.locate(initial))  # fetched once
+        checkpoint.initialise(model, initial)
+    model = model.to(device, memory_format=torch.channels_last)
     optimizer, scheduler = build.build_optimizer(settings, model)
     batches = train_batches(settings, splits, device, processes)
     validation, held_out = (
@@ -98,7 +102,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
         )
         if distributed.main_first(processes, folder.last.exists):
             trainer.restore(checkpoint.read(folder.last, device))
-        else:
+        elif initial is None:  # else its weights go with its own context
             model.fit_context(batches.images, splits.max_value)
         results.announce(terminal, folder, splits, trainer, processes)
         tracker.summary(results.parameter_counts(model))

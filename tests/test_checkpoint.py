@@ -102,3 +102,21 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         atomic_write(path, broken)
     assert path.read_bytes() == b"old"
+
+
+def test_a_model_starts_from_anothers_weights(trained, tmp_path):
+    path, model = trained
+    settings = compose(EXPERIMENT, *shrunk(EXPERIMENT))
+    fresh = build_model(settings)
+    checkpoint.initialise(fresh, str(path))
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name] + 1)  # the average
+    wider = build_model(compose(EXPERIMENT, *shrunk(EXPERIMENT), "model.num_ch=32"))
+    with pytest.raises(ValueError, match=r"train\.init_from=.*use the settings it was"):
+        checkpoint.initialise(wider, str(path))
+    other = tmp_path / "other.pth"
+    torch.save({"weights": torch.zeros(2)}, other)
+    with pytest.raises(ValueError, match=r"train\.init_from=.*is no checkpoint of a model"):
+        checkpoint.initialise(fresh, str(other))
+    with pytest.raises(ValueError, match=r"train\.init_from=.*is not a file"):
+        checkpoint.initialise(fresh, str(tmp_path / "none.pth"))

@@ -118,7 +118,7 @@ def test_scores_on_disk_count_while_they_answer_the_question(tmp_path):
     made = run("a")
     dataset = {"name": "d", "channels": 1, "image_size": 8}
     config = {"name": "a", "model": {"is_k": 100, "is_k_prior": 16}, "task": {"name": "train"}}
-    config |= {"dataset": dataset, "train": {"seed": 0}}
+    config |= {"dataset": dataset, "train": {"seed": 0}, "wandb": {}}
     record = {**made.record, "config": config, "checkpoint_digest": file_digest(weights)}
     write_arrays(folder / "results.npz", made.per_image)
     write_json(folder / "results.json", record)

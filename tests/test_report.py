@@ -77,15 +77,25 @@ def test_layers_add_up(written):
         assert sum(units["kl"]) == pytest.approx(row["kl"], rel=1e-5, abs=1e-5)
         assert row["kl_bits"] * 0.6931472 == pytest.approx(row["kl"])
         assert len(units["kl"]) == row["units"] == torch.Size(row["shape"]).numel()
+        assert sum(units["kl_share"]) == pytest.approx(row["kl_share"], abs=1e-6)
+        assert sum(units["kl_bits"]) == pytest.approx(row["kl_bits"], rel=1e-5, abs=1e-5)
         assert row["active"] == sum(v > 0.01 for v in units["variance"])
         assert row["active_low"] <= row["active"] <= row["active_high"]
         counts = [count for count, _, _ in row["active_by_threshold"]]
         assert counts == sorted(counts, reverse=True) and len(counts) == len(THRESHOLDS)
         collapsed = row["collapsed_by_epsilon"]
         assert collapsed == sorted(collapsed) and collapsed[-1] == row["units"]
+    reached = [(k, c) for row in layers for k, c in _pairs(row["per_unit"])]
+    shares = [c for _, c in sorted(reached, key=lambda pair: -pair[0])]
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
     assert [row["kept"] for row in content["top_kept"]] == list(range(len(layers) + 1))
     assert content["top_kept"][-1]["lost"] == 0
     assert layers[-1]["without"]["nelbo"] == content["top_kept"][-2]["nelbo"]
+
+
+def _pairs(units: dict) -> list[tuple[float, float]]:
+    """KL and cumulative share of each unit."""
+    return list(zip(units["kl"], units["kl_cumulative_share"], strict=True))
 
 
 def test_every_picture_is_there_as_a_file(written):

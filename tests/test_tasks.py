@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.commands import PLAIN, QUIET, call, only_run
+from tests.commands import PLAIN, QUIET, SMALL, call, only_run
 
 
 def test_a_checkpoint_alone_is_tested_sampled_and_reconstructed(trained, tmp_path):
@@ -56,6 +56,17 @@ def test_runs_are_compared_from_their_scores_and_a_checkpoint_is_scored(trained,
     found = json.loads((run / "results.json").read_text())
     iwae = content["groups"][0]["measures"][0]
     assert iwae["mean"] == pytest.approx(found["likelihoods"][0]["nll"])
+
+
+def test_training_starts_from_a_checkpoint(trained, tmp_path):
+    """One step at a learning rate of nearly nothing leaves the bound where it was."""
+    run = only_run(trained[0])
+    still = ["train.max_epochs=1", "train.optimizer.lr=1e-9", f"train.init_from={run}"]
+    call(tmp_path, "experiment=digits_dct_ladder", *SMALL[:-1], *QUIET, *still)
+    before = json.loads((run / "results.json").read_text())["bound"]
+    after = json.loads((only_run(tmp_path) / "results.json").read_text())["bound"]
+    assert after["nelbo"] == pytest.approx(before["nelbo"], rel=1e-4)
+    assert after["kl"] == pytest.approx(before["kl"], rel=1e-2, abs=1e-3)
 
 
 def test_mistakes_with_a_checkpoint_get_one_sentence(trained, tmp_path):

@@ -127,6 +127,25 @@ def load_model(
         )
     validate(settings)
     model = build_model(settings)
+    _load(model, content, f"checkpoint={path}", "leave out the overrides of model.…")
+    model = model.to(device).to(memory_format=torch.channels_last)
+    return model.eval(), OmegaConf.create(settings)
+
+
+def initialise(model: LadderVAE, source: str) -> None:
+    """Start a model from the weights of a checkpoint of the same architecture: train.init_from.
+
+    Raises:
+        ValueError: one sentence, if it is of another one, or cannot be read.
+    """
+    content = read(locate(source), setting="train.init_from")
+    if not published.is_published(content) and content.get("format") != FORMAT:
+        raise ValueError(f"train.init_from={source} is no checkpoint of a model: name another.")
+    _load(model, content, f"train.init_from={source}", "use the settings it was trained with")
+
+
+def _load(model: LadderVAE, content: dict, named: str, remedy: str) -> None:
+    """The weights of a checkpoint's content into the model."""
     weights = (
         published.convert(content, model)
         if published.is_published(content)
@@ -137,11 +156,8 @@ def load_model(
     except RuntimeError as error:
         first = " ".join(str(error).splitlines()[1:2]).strip()
         raise ValueError(
-            f"checkpoint={path} holds another architecture than its settings describe ({first}): "
-            "leave out the overrides of model.…."
+            f"{named} holds another architecture than its settings describe ({first}): {remedy}."
         ) from error
-    model = model.to(device).to(memory_format=torch.channels_last)
-    return model.eval(), OmegaConf.create(settings)
 
 
 def trained_weights(content: dict) -> dict:

@@ -205,7 +205,9 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
                 "give model.is_k=… (and model.is_k_prior=…) to evaluate them alike."
             )
         column = f"nll_{name}"
-        title = f"nll {name}, K = {samples[0][0]}"
+        title = f"{name}, K = {samples[0][0]}"
+        paths = max(n for _, n in samples)
+        title += f", {paths} paths" if paths else ""
         found.append(_averaged(title, "nats", column, 1.0))
         found.append(_averaged(title, "bits/dim", column, bits_per_dim(1.0, dims)))
     found.append(_averaged("−elbo", "nats", "nelbo", 1.0))

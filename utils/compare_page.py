@@ -43,8 +43,9 @@ def write_comparison(runs: Sequence[Run], folder: Path, terminal: Terminal) -> P
         f"{content['images']:,} {content['split']} images of {content['dataset']}; "
         + "; ".join(content["protocol"])
         + ".",
-        "iwae and −elbo bound −log p(x) from above; published is what the published code computes "
-        "and no bound.",
+        "iwae and −elbo bound −log p(x) from above, with K samples per image and so many diffusion "
+        "paths behind a context's own weight; published is what the published code computes, and "
+        "no bound.",
     ]
     title = " and ".join(kl) if len(kl) < 4 else f"{len(kl)} models"
     page = write_page(folder / "compare.html", f"{title}, side by side", lead, sections)

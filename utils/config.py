@@ -159,12 +159,15 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def digest(settings: dict) -> str:
     """Eight hex digits of everything that determines the result.
 
-    Device, paths, logging, tasks and the number of processes are left out (RULES marks them).
+    Device, paths, logging, tasks and the number of processes are left out (RULES marks them), and
+    what is null: a setting that a later version adds does not rename the runs before it.
     """
     kept = {
         key: value
         for key, value in leaves(settings)
-        if not (key in RULES and RULES[key].free) and not key.startswith(("wandb.", "task."))
+        if value is not None
+        and not (key in RULES and RULES[key].free)
+        and not key.startswith(("wandb.", "task."))
     }
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from datasets.loaders import EvaluationBatches
@@ -96,6 +97,7 @@ def contents(
     record, bound = score.record, score.record["bound"]
     layers = score.collapse.layers
     whole = found[(True,) * len(layers)].nelbo
+    per_unit = _per_unit(layers)
     top = [_kept(found[plan], whole) for plan in plans(len(layers))[: len(layers) + 1]]
     rows, cumulative = [], 0.0
     for layer, units in enumerate(layers):
@@ -123,7 +125,7 @@ def contents(
             "histogram": vars(aggregate.histograms[layer]),
             "active_by_threshold": [list(units.active(t)) for t in THRESHOLDS],
             "collapsed_by_epsilon": [units.collapsed(i) for i in range(len(EPSILONS))],
-            "per_unit": _per_unit(units),
+            "per_unit": per_unit[layer],
         }
         rows.append({**row, "verdict": verdict(row)})
     return {
@@ -163,15 +165,31 @@ def _without(found: dict[tuple[bool, ...], Intervention], whole: Tensor, layer: 
     return {key: value for key, value in row.items() if key != "kept"}
 
 
-def _per_unit(units: Units) -> dict[str, list[float]]:
-    """A layer's units, in the order of (w, h, h) flattened."""
-    return {
-        "kl": units.kl.tolist(),
-        "mean": units.mean.tolist(),
-        "variance": units.variance.tolist(),
-        "variance_se": units.variance_se.tolist(),
-        "quiet_share": units.quiet[EPSILONS.index(EPSILON)].tolist(),
-    }
+def _per_unit(layers: Sequence[Units]) -> list[dict[str, list[float]]]:
+    """Each layer's units, in the order of (w, h, h) flattened.
+
+    The cumulative share is of the unit and of all units, of any layer, whose KL is larger.
+    """
+    kl = torch.cat([units.kl for units in layers])
+    whole = kl.sum().clamp(min=torch.finfo(kl.dtype).tiny)
+    order = kl.argsort(descending=True, stable=True)
+    cumulative = torch.empty_like(kl)
+    cumulative[order] = kl[order].cumsum(0) / whole
+    sizes = [units.kl.numel() for units in layers]
+    quiet = EPSILONS.index(EPSILON)
+    return [
+        {
+            "kl": units.kl.tolist(),
+            "kl_bits": (units.kl / NATS_PER_BIT).tolist(),
+            "kl_share": (units.kl / whole).tolist(),
+            "kl_cumulative_share": above.tolist(),
+            "mean": units.mean.tolist(),
+            "variance": units.variance.tolist(),
+            "variance_se": units.variance_se.tolist(),
+            "quiet_share": units.quiet[quiet].tolist(),
+        }
+        for units, above in zip(layers, cumulative.split(sizes), strict=True)
+    ]
 
 
 def _pair(found: tuple[float, float]) -> dict:
@@ -406,24 +424,22 @@ def unit_table(content: dict) -> Table:
         for unit in range(row["units"])
     ]
     units.sort(key=lambda each: -each[0])
-    whole = sum(row["kl"] for row in content["layers"])
-    rows, cumulative = [], 0.0
-    for kl, row, unit in units[:LISTED_UNITS]:
-        cumulative += kl
+    rows = []
+    for _, row, unit in units[:LISTED_UNITS]:
         _, height, width = row["shape"]
         channel, place = divmod(unit, height * width)
-        own = row["per_unit"]
+        own = {name: values[unit] for name, values in row["per_unit"].items()}
         rows.append(
             [
                 _layer_cell(row),
                 Cell(f"{channel}, {place // width}, {place % width}", unit),
-                number(kl, 3),
-                number(kl / NATS_PER_BIT, 3),
-                share(kl / whole if whole else 0.0),
-                share(cumulative / whole if whole else 0.0),
-                number(own["variance"][unit], 3),
-                number(own["variance_se"][unit], 3),
-                share(own["quiet_share"][unit]),
+                number(own["kl"], 3),
+                number(own["kl_bits"], 3),
+                share(own["kl_share"]),
+                share(own["kl_cumulative_share"]),
+                number(own["variance"], 3),
+                number(own["variance_se"], 3),
+                share(own["quiet_share"]),
             ]
         )
     return Table(

@@ -169,6 +169,7 @@ RULES: dict[str, Rule] = {
     # training
     "train.seed": whole(0, 2**31 - 1),
     "train.resume_id": maybe(text("the W&B id of a run", free=True)),
+    "train.init_from": maybe(text("a checkpoint")),
     "train.device": Rule(_device, "auto, cpu, cuda, cuda:1 or mps", free=True),
     "train.ddp": one_of("auto", True, False, free=True),
     "train.max_epochs": whole(1),
