@@ -179,17 +179,22 @@ def _per_unit(layers: Sequence[Units]) -> list[dict[str, list[float]]]:
     quiet = EPSILONS.index(EPSILON)
     return [
         {
-            "kl": units.kl.tolist(),
-            "kl_bits": (units.kl / NATS_PER_BIT).tolist(),
-            "kl_share": (units.kl / whole).tolist(),
-            "kl_cumulative_share": above.tolist(),
-            "mean": units.mean.tolist(),
-            "variance": units.variance.tolist(),
-            "variance_se": units.variance_se.tolist(),
-            "quiet_share": units.quiet[quiet].tolist(),
+            "kl": _short(units.kl),
+            "kl_bits": _short(units.kl / NATS_PER_BIT),
+            "kl_share": _short(units.kl / whole),
+            "kl_cumulative_share": _short(above),
+            "mean": _short(units.mean),
+            "variance": _short(units.variance),
+            "variance_se": _short(units.variance_se),
+            "quiet_share": _short(units.quiet[quiet]),
         }
         for units, above in zip(layers, cumulative.split(sizes), strict=True)
     ]
+
+
+def _short(values: Tensor) -> list[float]:
+    """To six digits: there may be a hundred thousand units."""
+    return [float(f"{value:.6g}") for value in values.tolist()]
 
 
 def _pair(found: tuple[float, float]) -> dict:
