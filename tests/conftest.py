@@ -11,11 +11,17 @@ from utils.validation import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("LADDER_VAE_SHARED", ROOT.parent / "shared"))
+LONGEST = ("test_run_experiment", "test_tasks", "test_wandb_client")  # they start processes
 TINY_UNET = "model.decoder.z_L_prior.model"
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; their processes too
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, or one worker would end long after the other."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def compose(experiment: str, *overrides: str) -> dict:
