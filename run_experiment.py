@@ -141,7 +141,7 @@ def use(composed: DictConfig, processes: Processes) -> None:
             "folder of a run)."
         )
     source = composed.checkpoint
-    model, settings = load(source, composed, processes)
+    model, settings, file = load(source, composed, processes)
     output = Path(task["output"] or checkpoint.home(source, composed.runs_dir))
     if task["name"] == "sample":
         results.sample(model, settings, output, terminal)
@@ -153,7 +153,6 @@ def use(composed: DictConfig, processes: Processes) -> None:
     measures = distributed.main_first(
         processes, lambda: quality.prepare(settings["train"], model.device, terminal)
     )
-    file = checkpoint.locate(source)
     found = results.score(model, settings, batches, task["split"], file, terminal, measures)
     results.show(terminal, found.record)
     if processes.is_main:
@@ -175,9 +174,8 @@ def compare(composed: DictConfig, processes: Processes) -> None:
         run = stored(source, task, composed.runs_dir, overrides)
         if run is None:
             terminal.line(f"Scoring {source}")
-            model, settings = load(source, composed, processes)
+            model, settings, file = load(source, composed, processes)
             batches = held_out_batches(settings, model.device, processes)
-            file = checkpoint.locate(source)
             found = results.score(model, settings, batches, task["split"], file, terminal)
             if processes.is_main:
                 home, stem = checkpoint.home(source, composed.runs_dir), f"{task['split']}_scores"
@@ -201,15 +199,15 @@ def sync(composed: DictConfig, processes: Processes) -> None:
             terminal.line(f"{source} is at W&B as {name}")
 
 
-def load(source: str, composed: DictConfig, processes: Processes) -> tuple[LadderVAE, dict]:
-    """A checkpoint's model, on this process's device, and its settings for the task at hand."""
+def load(source: str, composed: DictConfig, processes: Processes) -> tuple[LadderVAE, dict, Path]:
+    """A checkpoint's model, on this process's device; its settings for this task; its file."""
     device = distributed.pick_device(composed.train.device, processes)
     overrides = HydraConfig.get().overrides.task
-    distributed.main_first(processes, lambda: checkpoint.locate(source))  # fetched once
-    model, loaded = checkpoint.load_model(source, overrides, device)
+    file = distributed.main_first(processes, lambda: checkpoint.locate(source))  # fetched once
+    model, loaded = checkpoint.load_model(file, overrides, device)
     settings = {**OmegaConf.to_container(loaded), "task": config.resolve(composed.task)}
     validate(settings)
-    return model, settings
+    return model, settings, file
 
 
 def report(

@@ -9,7 +9,7 @@ import torch
 
 from datasets.loaders import EvaluationBatches
 from tests.conftest import compose, randomised, shrunk
-from utils import report, results
+from utils import report_page, results
 from utils.build import build_model
 from utils.collapse import THRESHOLDS
 from utils.distributed import Processes
@@ -137,7 +137,7 @@ def test_the_page_says_what_was_evaluated_and_how(written):
 
 def test_a_name_is_text_and_never_markup(written):
     _, content, _ = written
-    sections = report.sections({**content, "name": "<b>x</b>"}, {})
+    sections = report_page.sections({**content, "name": "<b>x</b>"}, {})
     from utils.page import TEMPLATE, write_page
 
     assert TEMPLATE.exists()

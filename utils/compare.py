@@ -19,11 +19,11 @@ from scipy.stats import t as student
 from model.objective import bits_per_dim
 from utils import checkpoint
 from utils.collapse import Z_95, CollapseReport
-from utils.config import ConfigError, leaves, override_settings
+from utils.config import ConfigError, determining, override_settings
 from utils.files import file_digest
-from utils.rules import RULES
 from utils.runs import RESULTS
 
+EVALUATION = ("train.seed", "model.is_k", "model.is_k_prior")  # of the same model
 NAMED_DIFFERENCES = 3  # settings that a group's label may spell out
 
 
@@ -47,13 +47,8 @@ class Run:
     @cached_property
     def settings(self) -> dict:
         """What makes it the model that it is, the seed aside: dotted key -> value."""
-        return {
-            key: value
-            for key, value in leaves(self.record["config"])
-            if not (key in RULES and RULES[key].free)
-            and not key.startswith(("wandb.", "task."))
-            and key not in ("train.seed", "model.is_k", "model.is_k_prior")
-        }
+        settings = determining(self.record["config"])
+        return {key: value for key, value in settings.items() if key not in EVALUATION}
 
 
 @dataclass(frozen=True)
@@ -105,9 +100,10 @@ def stored(source: str, task: dict, runs_dir: str, overrides: Sequence[str]) -> 
         path = (folder if tested else home) / f"{stem}.json"
         if not (path.exists() and path.with_suffix(".npz").exists()):
             continue
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if tested or (_answers(record, task, overrides) and file_digest(file) == _digest(record)):
-            return read(path)
+        run = read(path)
+        same = tested or file_digest(file) == run.record["checkpoint_digest"]
+        if same and (tested or _answers(run.record, task, overrides)):
+            return run
     return None
 
 
@@ -116,10 +112,6 @@ def read(path: Path) -> Run:
     with np.load(path.with_suffix(".npz")) as arrays:
         per_image = {name: arrays[name] for name in arrays.files}
     return Run(json.loads(path.read_text(encoding="utf-8")), per_image)
-
-
-def _digest(record: dict) -> str:
-    return record["checkpoint_digest"]
 
 
 def _answers(record: dict, task: dict, overrides: Sequence[str]) -> bool:

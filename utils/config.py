@@ -156,20 +156,24 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def digest(settings: dict) -> str:
-    """Eight hex digits of everything that determines the result.
+def determining(settings: dict) -> dict:
+    """Dotted key -> value of everything that determines the result.
 
     Device, paths, logging, tasks and the number of processes are left out (RULES marks them), and
     what is null: a setting that a later version adds does not rename the runs before it.
     """
-    kept = {
+    return {
         key: value
         for key, value in leaves(settings)
         if value is not None
         and not (key in RULES and RULES[key].free)
         and not key.startswith(("wandb.", "task."))
     }
-    text = json.dumps(kept, sort_keys=True)
+
+
+def digest(settings: dict) -> str:
+    """Eight hex digits of what determines the result."""
+    text = json.dumps(determining(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
