@@ -26,7 +26,7 @@ from model import LadderVAE
 from utils import build, checkpoint, config, distributed, quality, results, wandb_client
 from utils.distributed import Processes
 from utils.files import write_scores
-from utils.runs import RunFolder, recorded_run, recorded_settings
+from utils.runs import RunFolder, locked, matching, recorded_run, recorded_settings
 from utils.terminal import Terminal
 from utils.tracking import open_tracker
 from utils.trainer import Interrupted, Trainer, TrainingStopped
@@ -50,7 +50,7 @@ def run(composed: DictConfig) -> None:
 
 def train(composed: DictConfig, processes: Processes) -> None:
     """Settings -> images -> model -> training -> the best checkpoint's test score."""
-    settings = train_settings(composed)
+    settings, fetched = train_settings(composed, processes)
     validate(settings)
     terminal, folder = Terminal(processes.is_main), RunFolder(settings, processes)
     found = folder.results()
@@ -78,14 +78,13 @@ def train(composed: DictConfig, processes: Processes) -> None:
         for split in ("validation", "test")
     )
     with (
-        folder.opened(anew=bool(found)),
+        folder.opened(bool(found), fetched),
         open_tracker(settings["wandb"], folder, model, terminal) as tracker,
     ):
         draw = partial(results.draw, folder, tracker, validation.first(results.PICTURED))
 
         def save(name: str, state: dict) -> None:
-            path, progress = folder.save(name, state), state["progress"]
-            tracker.checkpoint(name, path, progress["epoch"], progress["best"])
+            tracker.checkpoint(name, folder.save(name, state), checkpoint.facts(state))
 
         trainer = Trainer(
             model,
@@ -104,10 +103,11 @@ def train(composed: DictConfig, processes: Processes) -> None:
             trainer.restore(checkpoint.read(folder.last, device))
         elif initial is None:  # else its weights go with its own context
             model.fit_context(batches.images, splits.max_value)
+        tracker.begin(trainer.progress.step)
         results.announce(terminal, folder, splits, trainer, processes)
         tracker.summary(results.parameter_counts(model))
         trainer.fit()
-        tracker.upload_checkpoints()
+        tracker.trained(trainer.progress.step)
         best, _ = checkpoint.load_model(folder.best, device=device)
         found = results.score(best, settings, held_out, "test", folder.best, terminal, measures)
         folder.finish(found.record, found.per_image)
@@ -122,14 +122,37 @@ def train(composed: DictConfig, processes: Processes) -> None:
         terminal.line(f"Checkpoints, metrics, pictures and the log are in {folder.path}")
 
 
-def train_settings(composed: DictConfig) -> dict:
-    """What to train: the command's settings, or those of the run that train.resume_id names."""
-    if composed.train.resume_id is None:
-        return config.resolve(composed)
-    recorded = recorded_settings(composed.runs_dir, composed.train.resume_id)
+def train_settings(
+    composed: DictConfig, processes: Processes
+) -> tuple[dict, wandb_client.FetchedRun | None]:
+    """What to train: the command's settings, or those of the run that train.resume_id names.
+
+    With a run that is not in runs_dir comes what W&B has of it.
+    """
+    wanted, fetched = composed.train.resume_id, None
+    if wanted is None:
+        return config.resolve(composed), None
+    recorded = recorded_settings(composed.runs_dir, wanted.rpartition("/")[2])
+    if recorded is None:
+        setup, place = config.resolve(composed.wandb.setup), checkpoint.cache()
+        fetched = distributed.main_first(
+            processes, lambda: wandb_client.fetch_run(wanted, setup, place)
+        )
+        recorded = checkpoint.recorded_settings(fetched.last, "train.resume_id")
+        recorded["wandb"]["setup"].update(entity=fetched.entity, project=fetched.project)
     settings = config.override_settings(recorded, HydraConfig.get().overrides.task)
-    own = {key: config.resolve(composed[key]) for key in ("task", "wandb")}
-    return {**settings, **own, "runs_dir": composed.runs_dir}
+    own = {"task": config.resolve(composed.task), "wandb": wandb_settings(recorded, composed)}
+    return {**settings, **own, "runs_dir": composed.runs_dir}, fetched
+
+
+def wandb_settings(recorded: dict, composed: DictConfig) -> dict:
+    """A run's wandb group, with what this command says of it."""
+    group = OmegaConf.create({"wandb": recorded["wandb"]})
+    for override in HydraConfig.get().overrides.task:
+        key = override.partition("=")[0]
+        if key.startswith("wandb."):
+            OmegaConf.update(group, key, OmegaConf.select(composed, key))
+    return config.resolve(group)["wandb"]
 
 
 def use(composed: DictConfig, processes: Processes) -> None:
@@ -188,14 +211,21 @@ def compare(composed: DictConfig, processes: Processes) -> None:
 
 
 def sync(composed: DictConfig, processes: Processes) -> None:
-    """task=sync: the W&B records of finished runs, made offline, to the server."""
-    from utils.compare import sources
+    """task=sync: what runs recorded offline, or could not send, to W&B."""
+    from utils.mirror import sync as bring
 
     terminal = Terminal(processes.is_main)
-    for source in sources(list(composed.runs), least=1):
+    found = matching(composed.run or "")
+    if not found or not composed.run:
+        raise config.ConfigError(
+            f"run={composed.run} names no run: task=sync needs run=… (its folder, or a pattern)."
+        )
+    for source in found:
         folder, settings, wandb_id = recorded_run(Path(source).expanduser())
+        settings = {**settings, "wandb": wandb_settings(settings, composed)}
         if processes.is_main:
-            name = wandb_client.sync(folder, settings["wandb"]["setup"], wandb_id)
+            with locked(folder):
+                name = bring(folder, settings, wandb_id, terminal.line)
             terminal.line(f"{source} is at W&B as {name}")
 
 
@@ -203,7 +233,8 @@ def load(source: str, composed: DictConfig, processes: Processes) -> tuple[Ladde
     """A checkpoint's model, on this process's device; its settings for this task; its file."""
     device = distributed.pick_device(composed.train.device, processes)
     overrides = HydraConfig.get().overrides.task
-    file = distributed.main_first(processes, lambda: checkpoint.locate(source))  # fetched once
+    locate = partial(checkpoint.locate, source, composed.runs_dir)
+    file = distributed.main_first(processes, locate)  # fetched once
     model, loaded = checkpoint.load_model(file, overrides, device)
     settings = {**OmegaConf.to_container(loaded), "task": config.resolve(composed.task)}
     validate(settings)
@@ -288,6 +319,7 @@ def job(composed: DictConfig) -> None:
 
 def main() -> int:
     """Compose, run, and give an exit status."""
+    config.take_secrets(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors of its own making and exits
     try:
         job()

@@ -9,12 +9,15 @@ from pathlib import Path
 import matplotlib
 
 from tests.conftest import ROOT, shrunk
+from tests.wandb_server import WandbServer
 
 COMMAND = [sys.executable, "-u", str(ROOT / "run_experiment.py")]
 DATA = ["dataset._target_=tests.few_digits.load", "dataset.data_module.batch_size=100"]
 DATA += ["dataset.data_module.test_batch_size=500", "train.max_epochs=2"]
 SMALL = [*shrunk("digits_dct_ladder"), *DATA]
 PLAIN = ["experiment=digits_ladder", *shrunk("digits_ladder"), *DATA]
+ONLINE = [*PLAIN, "train.max_epochs=1", "train.eval_freq=1", "task.mi_images=3"]
+ONLINE += ["task.estimators=[iwae]"]
 QUIET = ["wandb.setup.mode=disabled", "task.estimators=[iwae]", "task.report=false"]
 
 
@@ -23,6 +26,12 @@ def environment(folder: Path) -> dict:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
     fonts = matplotlib.get_cachedir()  # else every process looks through the machine's fonts
     return {**kept, "HOME": str(folder), "MPLCONFIGDIR": fonts, "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def connected(server: WandbServer, folder: Path) -> dict:
+    """The same, with an account at a server of the test's own."""
+    variables = {**environment(folder), **server.environment(folder / "own")}
+    return {**variables, "PYTHONPATH": str(ROOT)}
 
 
 def call(folder: Path, *arguments: str, launcher: tuple = (), status: int = 0, timeout=240):

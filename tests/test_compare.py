@@ -105,7 +105,7 @@ def test_patterns_name_several_runs_and_one_is_too_few(tmp_path):
         (tmp_path / name).mkdir()
     assert sources([f"{tmp_path}/*"]) == [str(tmp_path / "a"), str(tmp_path / "b")]
     for few in ([], ["runs/one"], [f"{tmp_path}/c*"]):
-        with pytest.raises(ConfigError, match="name 2 or more"):
+        with pytest.raises(ConfigError, match="name two or more"):
             sources(few)
 
 

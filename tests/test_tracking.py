@@ -37,7 +37,7 @@ def test_rewinding_drops_what_will_be_logged_again_and_a_line_cut_short(tmp_path
     with open(path, "a") as file:
         file.write('{"epoch": 2, "st')
     with caplog.at_level(logging.WARNING):
-        Tracker(tmp_path, [sink]).rewind(2)
+        Tracker(tmp_path, [sink]).begin(2)
     assert "cut short" in caplog.text
     assert [row["step"] for row in sink.rows()] == [1, 2]
     assert path.read_text().count("\n") == 2
@@ -62,7 +62,9 @@ def test_tensorboard_reads_what_is_written(tmp_path):
 
     picture = tmp_path / "samples.png"
     imsave(picture, np.zeros((4, 4, 3)))
-    tracker = Tracker(tmp_path, [TensorBoardSink(tmp_path / "events")])
+    sinks = [LocalSink(tmp_path / "metrics.jsonl"), TensorBoardSink(tmp_path / "events")]
+    tracker = Tracker(tmp_path, sinks)
+    tracker.begin(0)
     for step in (10, 20):
         tracker.log({"val/loss": step / 10}, epoch=step // 10, step=step)
     tracker.pictures([picture], epoch=2, step=20)
@@ -81,5 +83,6 @@ def test_tensorboard_reads_what_is_written(tmp_path):
 
 def test_without_tensorboard_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delattr("torch.utils.tensorboard", raising=False)  # where another test loaded it
     with pytest.raises(ValueError, match=r"pip install -e '.\[tensorboard\]'"):
         TensorBoardSink(tmp_path)

@@ -7,18 +7,15 @@ import sys
 import pytest
 import torch
 
-from tests.commands import COMMAND, PLAIN, environment, only_run
-from tests.conftest import ROOT
+from tests.commands import COMMAND, ONLINE, connected, only_run
 from tests.wandb_server import API_KEY, ENTITY, WandbServer
 
-ONLINE = [*PLAIN, "train.max_epochs=1", "train.eval_freq=1", "task.mi_images=3"]
-ONLINE += ["task.estimators=[iwae]"]
 FETCH = """
 import sys
 from pathlib import Path
 from utils.wandb_client import fetch
 try:
-    print(fetch(sys.argv[1], Path("cache")))
+    print(fetch(sys.argv[1], Path("cache"), []))
 except ValueError as error:
     print("Error:", error)
 """
@@ -40,11 +37,10 @@ def well(server):
 
 def run(server, folder, command, *arguments):
     """A process that knows the server; its output."""
-    variables = {**environment(folder), **server.environment(folder / "own")}
     found = subprocess.run(
         [*command, *arguments],
         cwd=folder,
-        env={**variables, "PYTHONPATH": str(ROOT)},
+        env=connected(server, folder),
         capture_output=True,
         text=True,
         timeout=240,
@@ -167,7 +163,7 @@ def test_an_offline_run_is_uploaded_later_and_seen_to_arrive(server, tmp_path):
     local = only_run(tmp_path)
     identity = json.loads((local / "run.json").read_text())["wandb_id"]
     assert identity not in server.runs
-    upload = ["task=sync", "runs=[runs/*]"]
+    upload = ["task=sync", "run=runs/*"]
     server.fail(status=403)
     found = run(server, tmp_path, COMMAND, *upload)
     assert found.returncode == 1 and "has not arrived at W&B" in found.stderr

@@ -4,6 +4,7 @@ A file of ours holds tensors and plain containers: {format, schema, config, mode
 scheduler, scaler, progress}. `load_model` also reads the files published for arXiv 2302.09976.
 """
 
+import math
 import os
 import pickle
 from collections.abc import Sequence
@@ -21,12 +22,21 @@ from utils.validation import validate
 from utils.wandb_client import fetch, is_remote
 
 FORMAT, SCHEMA = "dct-ladder-vae", 1
+METRIC = "val/loss"  # bits/dim: its lowest makes the best checkpoint
 
 
 def save(path: Path, config: dict, state: dict) -> Path:
     """Write a checkpoint of a run with this config (which must hold no secrets)."""
     content = {"format": FORMAT, "schema": SCHEMA, "config": config, **state}
     return atomic_write(path, lambda file: torch.save(content, file))
+
+
+def facts(state: dict) -> dict:
+    """What a list of checkpoints should say of one, as plain JSON."""
+    progress = state["progress"]
+    best = progress["best"] if math.isfinite(progress["best"]) else None
+    found = {"format": FORMAT, "schema": SCHEMA, "metric": METRIC, "best": best}
+    return {**found, "epoch": progress["epoch"], "step": progress["step"]}
 
 
 def read(
@@ -60,15 +70,18 @@ def read(
     return content
 
 
-def locate(source: str | Path) -> Path:
+def locate(source: str | Path, runs_dir: str | Path = "runs") -> Path:
     """The file behind a name: a run's folder stands for its best checkpoint, W&B's are fetched.
+
+    runs_dir: where a run's own folder may have what W&B has, which is then not fetched.
 
     Raises:
         ValueError: if W&B hasn't got it.
     """
     path = Path(source).expanduser()
     if is_remote(source):
-        return fetch(str(source), cache())
+        local = sorted(Path(runs_dir).glob("*/checkpoints/*.pth"))
+        return fetch(str(source), cache(), local)
     return path / "checkpoints" / "best.pth" if path.is_dir() else path
 
 
@@ -130,6 +143,18 @@ def load_model(
     _load(model, content, f"checkpoint={path}", "leave out the overrides of model.…")
     model = model.to(device).to(memory_format=torch.channels_last)
     return model.eval(), OmegaConf.create(settings)
+
+
+def recorded_settings(path: Path, setting: str) -> dict:
+    """The settings in a checkpoint of this project.
+
+    Raises:
+        ValueError: if it is another's.
+    """
+    content = read(path, setting=setting)
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{setting}: {path} is no checkpoint of this project: name another run.")
+    return content["config"]
 
 
 def initialise(model: LadderVAE, source: str) -> None:

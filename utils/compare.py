@@ -4,7 +4,6 @@ A run is what results.json (or a test's scores) and the .npz beside it hold. Run
 nothing but the seed are one group; every group is compared with the first.
 """
 
-import glob
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from utils import checkpoint
 from utils.collapse import Z_95, CollapseReport
 from utils.config import ConfigError, determining, override_settings
 from utils.files import file_digest
-from utils.runs import RESULTS
+from utils.runs import RESULTS, matching
 
 EVALUATION = ("train.seed", "model.is_k", "model.is_k_prior")  # of the same model
 NAMED_DIFFERENCES = 3  # settings that a group's label may spell out
@@ -73,18 +72,16 @@ class Measure:
     per_image: Callable[[Run], np.ndarray] | None
 
 
-def sources(wanted: Sequence[str], least: int = 2) -> list[str]:
+def sources(wanted: Sequence[str]) -> list[str]:
     """The runs that the setting names: paths, of which some may be patterns.
 
     Raises:
-        ConfigError: if there are fewer than `least`.
+        ConfigError: if there are fewer than two.
     """
-    found = []
-    for name in wanted:
-        found += sorted(glob.glob(name)) if glob.has_magic(name) else [name]
-    if len(found) < least:
+    found = [path for name in wanted for path in matching(name)]
+    if len(found) < 2:
         raise ConfigError(
-            f"runs={list(wanted)} names {len(found)} run(s): name {least} or more, as in "
+            f"runs={list(wanted)} names {len(found)} run(s): name two or more, as in "
             "'runs=[runs/digits_*]'."
         )
     return found

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -84,7 +85,7 @@ def override_settings(settings: dict, overrides: Sequence[str]) -> dict:
         raise explain(error) from error
     for override in sorted(parsed, key=lambda o: "." in o.key_or_group):
         key, value = override.key_or_group, override.value()
-        if key.split(".")[0] in ("task", "wandb", "checkpoint", "runs", "runs_dir", "hydra"):
+        if key.split(".")[0] in ("task", "wandb", "checkpoint", "run", "runs", "runs_dir", "hydra"):
             continue
         if key == "dataset":
             merged.dataset = compose([override.input_line]).dataset
@@ -180,6 +181,18 @@ def digest(settings: dict) -> str:
 def run_name(settings: dict) -> str:
     """The name of a run's folder: a function of the settings alone."""
     return f"{settings['name']}-seed{settings['train']['seed']}-{digest(settings)}"
+
+
+def take_secrets(arguments: list[str]) -> None:
+    """Move wandb.api_key=… from the command line, in place, to the environment.
+
+    Hydra writes a sweep's command line to a file, and W&B's client sends it.
+    """
+    for argument in list(arguments):
+        key, _, value = argument.partition("=")
+        if key.lstrip("+") == "wandb.api_key" and value.strip("'\"") not in ("", "null"):
+            os.environ["WANDB_API_KEY"] = value.strip("'\"")
+            arguments.remove(argument)
 
 
 def without_secrets(settings: dict) -> dict:

@@ -102,6 +102,7 @@ TARGET = text("the dotted path of a class or function")
 RULES: dict[str, Rule] = {
     "name": text("experiment=… or a name of your own for this combination of settings"),
     "checkpoint": maybe(text("a path of a checkpoint", free=True)),
+    "run": maybe(text("the folder of a run", free=True)),
     "runs": every(text("a folder or a file", free=True), least=0),
     "runs_dir": text("a folder", free=True),
     # data

@@ -6,9 +6,12 @@
 """
 
 import fcntl
+import glob
 import json
 import logging
+import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,7 @@ from utils import checkpoint
 from utils.config import ConfigError, run_name, without_secrets
 from utils.distributed import Processes, main_first
 from utils.files import atomic_write, write_json, write_scores
+from utils.wandb_client import METRICS, FetchedRun
 
 log = logging.getLogger("ladder_vae")
 
@@ -37,6 +41,7 @@ class RunFolder:
         self.config = without_secrets(settings)
         self.figures, self.checkpoints = self.path / "figures", self.path / "checkpoints"
         self.last, self.best = self.checkpoints / "last.pth", self.checkpoints / "best.pth"
+        self.record = self.path / "run.json"
 
     def results(self) -> dict | None:
         """What the finished run found; None where it is not finished."""
@@ -44,17 +49,18 @@ class RunFolder:
         return json.loads(path.read_text()) if path.exists() else None
 
     @contextmanager
-    def opened(self, anew: bool) -> Iterator[None]:
+    def opened(self, anew: bool, fetched: FetchedRun | None = None) -> Iterator[None]:
         """Make the folder, or take it up again; while it is open, the log goes to it.
 
-        anew: keep what is there under another name and start with an empty folder. Only the main
-        process writes; the others wait until the folder is there.
+        anew: keep what is there under another name and start with an empty folder. fetched: the
+        run as W&B has it, where the folder is to go on from that. Only the main process writes; the
+        others wait until the folder is there.
 
         Raises:
-            ConfigError: if another process is at work in it.
+            ConfigError: if another process is at work in it, or it is of another run than fetched.
         """
         logging.captureWarnings(True)  # into the log; unseen on the other processes
-        lock = self._open(anew) if self.processes.is_main else None
+        lock = self._open(anew, fetched) if self.processes.is_main else None
         main_first(self.processes, lambda: None)
         try:
             yield
@@ -65,25 +71,34 @@ class RunFolder:
             if lock:
                 lock.close()
 
-    def _open(self, anew: bool) -> TextIO:
+    def _open(self, anew: bool, fetched: FetchedRun | None) -> TextIO:
         if anew:
             self._set_aside()
         for folder in (self.figures, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
-        lock = open(self.path / ".lock", "w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"{self.path} is being trained by another process: wait for it, or change a "
-                "setting (train.seed=…) for a run of its own."
-            ) from error
+        lock = locked(self.path)
         log_to(self.path / "run.log")
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
         atomic_write(self.path / "config.yaml", lambda file: file.write(text.encode()))
-        if not (self.path / "run.json").exists():
-            write_json(self.path / "run.json", {"wandb_id": secrets.token_hex(4)})
+        if fetched:
+            self._receive(fetched)
+        elif not self.record.exists() or "WANDB_SWEEP_ID" in os.environ:  # whose agent names runs
+            wandb_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+            write_json(self.record, {"wandb_id": wandb_id})
         return lock
+
+    def _receive(self, fetched: FetchedRun) -> None:
+        """Become a run of W&B's; its id is written last."""
+        if self.record.exists():
+            raise ConfigError(
+                f"train.resume_id={fetched.run_id} has the settings of {self.path}, which is "
+                f"another run ({self.wandb_id}): rename that folder, or set another runs_dir=…."
+            )
+        parts = {self.path / METRICS: fetched.metrics, self.best: fetched.best}
+        for path, source in {**parts, self.last: fetched.last}.items():
+            if source:
+                shutil.copyfile(source, path)
+        write_json(self.record, {"wandb_id": fetched.run_id})
 
     def _set_aside(self) -> None:
         number = 1
@@ -106,7 +121,30 @@ class RunFolder:
     @property
     def wandb_id(self) -> str:
         """The W&B id that this folder keeps for life."""
-        return json.loads((self.path / "run.json").read_text())["wandb_id"]
+        return json.loads(self.record.read_text())["wandb_id"]
+
+
+def locked(folder: Path) -> TextIO:
+    """A run's folder for this process alone, until the file is closed.
+
+    Raises:
+        ConfigError: if another process is at work in it.
+    """
+    lock = open(folder / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise ConfigError(
+            f"{folder} is being trained by another process: wait for it, or change a "
+            "setting (train.seed=…) for a run of its own."
+        ) from error
+    return lock
+
+
+def matching(name: str) -> list[str]:
+    """The paths that a name means: itself, or those that fit it where it is a pattern."""
+    return sorted(glob.glob(name)) if glob.has_magic(name) else [name]
 
 
 def recorded_run(folder: Path) -> tuple[Path, dict, str]:
@@ -117,24 +155,17 @@ def recorded_run(folder: Path) -> tuple[Path, dict, str]:
     """
     record = folder / "run.json"
     if not record.exists():
-        raise ConfigError(f"runs=[{folder}] is not the folder of a run: name one in runs_dir.")
+        raise ConfigError(f"run={folder} is not the folder of a run: name one in runs_dir.")
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     return folder.absolute(), settings, json.loads(record.read_text())["wandb_id"]
 
 
-def recorded_settings(runs_dir: str, wandb_id: str) -> dict:
-    """The settings of the run in runs_dir that has this W&B id.
-
-    Raises:
-        ConfigError: if none has.
-    """
+def recorded_settings(runs_dir: str, wandb_id: str) -> dict | None:
+    """The settings of the run in runs_dir that has this W&B id; None where none has."""
     for path in sorted(Path(runs_dir).glob("*/run.json")):
         if json.loads(path.read_text())["wandb_id"] == wandb_id:
             return yaml.safe_load((path.parent / "config.yaml").read_text())
-    raise ConfigError(
-        f"train.resume_id={wandb_id} is of no run in runs_dir={runs_dir}: name the folder of the "
-        "runs, or leave it out and repeat the run's own command."
-    )
+    return None
 
 
 def log_to(path: Path) -> None:

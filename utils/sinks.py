@@ -11,7 +11,10 @@ log = logging.getLogger("ladder_vae")
 
 
 class Sink(ABC):
-    """Where metrics and pictures go."""
+    """Where metrics and pictures go. `begin` comes first, `close` last."""
+
+    def begin(self, rows: list[dict]) -> None:
+        """Training starts, or goes on after these rows of the run's own record."""
 
     @abstractmethod
     def log(self, values: dict[str, float], epoch: int, step: int) -> None:
@@ -29,11 +32,11 @@ class Sink(ABC):
     def summary(self, values: dict) -> None:
         """Final results."""
 
-    def checkpoint(self, name: str, path: Path, epoch: int, loss: float) -> None:
-        """A checkpoint just written: `best` or `last`, with its epoch and validation loss."""
+    def checkpoint(self, name: str, path: Path, facts: dict) -> None:
+        """A checkpoint just written: `best` or `last`, with its epoch, loss and the like."""
 
-    def upload_checkpoints(self) -> None:
-        """Training is over: nothing will replace the checkpoints."""
+    def trained(self, step: int) -> None:
+        """Training is over at `step`: what comes now is about the best checkpoint."""
 
     def close(self, failed: bool) -> None:
         """Nothing more will come."""

@@ -17,12 +17,16 @@ class TensorBoardSink(Sink):
 
     def __init__(self, folder: Path):
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils import tensorboard
         except ImportError as error:
             raise ValueError(
                 "wandb.tensorboard=true needs TensorBoard: pip install -e '.[tensorboard]'."
             ) from error
-        self.writer = SummaryWriter(str(folder))
+        self.open, self.folder, self.writer = tensorboard.SummaryWriter, str(folder), None
+
+    def begin(self, rows: list[dict]) -> None:
+        """A new file; what earlier ones have after the last row is hidden."""
+        self.writer = self.open(self.folder, purge_step=rows[-1]["step"] + 1 if rows else 0)
 
     def log(self, values: dict[str, float], epoch: int, step: int) -> None:
         """A scalar per key, and the epoch."""
@@ -50,4 +54,5 @@ class TensorBoardSink(Sink):
 
     def close(self, failed: bool) -> None:
         """Write what is left."""
-        self.writer.close()
+        if self.writer:
+            self.writer.close()

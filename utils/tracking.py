@@ -11,7 +11,7 @@ from utils.runs import RunFolder
 from utils.sinks import LocalSink, Sink
 from utils.tensorboard_sink import TensorBoardSink
 from utils.terminal import Terminal
-from utils.wandb_client import WandbSink
+from utils.wandb_client import METRICS, WandbSink
 
 log = logging.getLogger("ladder_vae")
 
@@ -31,11 +31,12 @@ class Tracker:
         """Numbers of one epoch, to every sink."""
         self._each(lambda sink: sink.log(values, epoch, step))
 
-    def rewind(self, step: int) -> None:
-        """Before going on at `step`: forget what the folder's record has after it."""
-        for sink in self.sinks:
-            if isinstance(sink, LocalSink):
-                sink.rewind(step)
+    def begin(self, step: int) -> None:
+        """Training starts or goes on after `step`: what the record has beyond it comes again."""
+        if self.sinks:
+            self.local.rewind(step)
+            rows = self.local.rows()
+            self._each(lambda sink: sink.begin(rows))
 
     def pictures(self, paths: list[Path], epoch: int, step: int) -> None:
         """PNG files just drawn, to every sink."""
@@ -53,13 +54,13 @@ class Tracker:
         """Final results, to every sink."""
         self._each(lambda sink: sink.summary(values))
 
-    def checkpoint(self, name: str, path: Path, epoch: int, loss: float) -> None:
+    def checkpoint(self, name: str, path: Path, facts: dict) -> None:
         """A checkpoint just written, to every sink."""
-        self._each(lambda sink: sink.checkpoint(name, path, epoch, loss))
+        self._each(lambda sink: sink.checkpoint(name, path, facts))
 
-    def upload_checkpoints(self) -> None:
+    def trained(self, step: int) -> None:
         """Training is over, to every sink."""
-        self._each(lambda sink: sink.upload_checkpoints())
+        self._each(lambda sink: sink.trained(step))
 
     def close(self, failed: bool = False) -> None:
         """Nothing more will come."""
@@ -86,7 +87,7 @@ def open_tracker(
     """
     sinks: list[Sink] = []
     if folder.processes.is_main:
-        sinks.append(LocalSink(folder.path / "metrics.jsonl"))
+        sinks.append(LocalSink(folder.path / METRICS))
         if settings["tensorboard"]:
             sinks.append(TensorBoardSink(folder.path / "tensorboard"))
         mode = settings["setup"]["mode"]

@@ -110,7 +110,6 @@ class Trainer:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        self.tracker.rewind(self.progress.step)
 
     def fit(self) -> None:
         """Train until max_epochs or until validation stops improving.

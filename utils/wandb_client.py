@@ -1,7 +1,8 @@
-"""W&B: a run's mirror there, and checkpoints fetched from there. The only module that calls it."""
+"""W&B: a run's mirror there, and what is fetched from there. The only module that calls it."""
 
 import base64
 import hashlib
+import json
 import logging
 import os
 import re
@@ -10,23 +11,32 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from torch import nn
 
+from utils.files import write_json
 from utils.sinks import Sink
 
 log = logging.getLogger("ladder_vae")
 INIT_TIMEOUT = 20  # seconds for the W&B server to answer
 UPLOAD_TIMEOUT = 30  # seconds that a run waits for its checkpoints' upload when it ends …
 FINISH_TIMEOUT = 20  # … and for everything else
+ONE_UPLOAD = 3600  # seconds that one checkpoint may take while the run goes on
 UPLOAD_EVERY = 1800.0  # seconds between uploads while a run goes on
-TRIES = 3  # of a download
+ARRIVAL, SLOWEST = (
+    8,
+    1e6,
+)  # seconds until W&B shows a small file it was sent; bytes/s of a large one
+TRIES = 3  # of a download or an upload
 RUN_FILE = "last_chpt.pth"  # the name that the published code gives its checkpoints
+METRICS = "metrics.jsonl"
+ROWS, FINAL = 10, 5  # positions in W&B's history per optimiser step; the first after training
 OWN_DATA_DIR = os.environ.get("WANDB_DATA_DIR")
 REMOTE = re.compile(r"(?P<run>[\w.-]+/[\w.-]+/[\w.-]+)(:(?P<alias>[\w.-]+))?")
 
@@ -35,6 +45,9 @@ class WandbSink(Sink):
     """A W&B run through the real client.
 
     settings: the wandb group. folder, name, run_id, config: the run's. tell: says a line.
+
+    Every row has a position in W&B's history that follows from its step, so that what W&B has
+    already is not sent again and what it lacks is, wherever a run was cut off.
     """
 
     def __init__(
@@ -44,7 +57,7 @@ class WandbSink(Sink):
         name: str,
         run_id: str,
         config: dict,
-        model: nn.Module,
+        model: nn.Module | None,
         mode: str,
         tell: Callable[[str], None],
     ):
@@ -52,8 +65,14 @@ class WandbSink(Sink):
         self.wandb, self.tell, setup = wandb, tell, settings["setup"]
         if OWN_DATA_DIR is None:  # where artifacts wait: beside the run, not in the home folder
             os.environ["WANDB_DATA_DIR"] = str(folder / "wandb" / "data")
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False) else "offline"
+        if mode != "offline" and not wandb.login(prompt=False):
+            if mode == "online":
+                raise ValueError("no key: `wandb login`, WANDB_API_KEY or wandb.api_key=…")
+            mode = "offline"
+        mode = "online" if mode == "auto" else mode
+        self.folder, self.name, self.records = folder, name, Records(folder)
+        if mode == "offline":
+            self.records.set_aside()
         wandb.teardown()  # a run that could not start leaves the client unable to start another
         self.run = wandb.init(
             entity=setup["entity"],
@@ -75,83 +94,211 @@ class WandbSink(Sink):
                 finish_timeout=FINISH_TIMEOUT,
             ),
         )
-        self.run.define_metric("epoch")
+        for key in ("epoch", "step"):
+            self.run.define_metric(key)
         self.run.define_metric("*", step_metric="epoch")
-        self.run.define_metric("val/loss", step_metric="epoch", summary="min")
-        if settings["watch"]:
+        for key in ("val/loss", "val/nelbo"):
+            self.run.define_metric(key, step_metric="epoch", summary="min")
+        if settings["watch"] and model is not None:
             self.run.watch(model)
-        self.name = name
+        if self.run.offline:
+            self.next = self.records.start(Path(self.run.dir).parent.name)
+        else:
+            self.next = self.run.starting_step
+        self.first = self.next
+        self.step, self.row = -1, 0  # of the last row
         self.waiting: dict[str, tuple[Path, dict]] = {}  # checkpoints not uploaded yet
-        self.uploader, self.upload = ThreadPoolExecutor(1), None
-        self.uploaded = time.monotonic()
-        log.info("W&B run %s, %s", run_id, mode)
+        self.upload: Thread | None = None
+        self.uploaded, self.trouble = time.monotonic(), None
+        log.info("W&B run %s, %s, from position %d", run_id, mode, self.next)
+
+    @property
+    def path(self) -> str:
+        """entity/project/run_id."""
+        return f"{self.run.entity}/{self.run.project}/{self.run.id}"
+
+    def begin(self, rows: list[dict]) -> None:
+        """Send what W&B has not got."""
+        for row in rows:
+            self.log(row, row["epoch"], row["step"])
 
     def log(self, values: dict[str, float], epoch: int, step: int) -> None:
         """A row with epoch and step as columns."""
-        self.run.log({"epoch": epoch, "step": step, **values})
+        self._row(lambda: values, epoch, step)
 
     def pictures(self, paths: list[Path], epoch: int, step: int) -> None:
         """Pictures as figures/<name>."""
-        images = {f"figures/{path.stem}": self.wandb.Image(str(path)) for path in paths}
-        self.run.log({"epoch": epoch, "step": step, **images})
+        image = self.wandb.Image
+        self._row(lambda: {f"figures/{path.stem}": image(str(path)) for path in paths}, epoch, step)
 
     def histograms(self, values: dict[str, list[float]], epoch: int, step: int) -> None:
         """Histograms, one per key."""
-        made = {key: self.wandb.Histogram(numbers) for key, numbers in values.items()}
-        self.run.log({"epoch": epoch, "step": step, **made})
+        histogram = self.wandb.Histogram
+        self._row(lambda: {key: histogram(some) for key, some in values.items()}, epoch, step)
 
     def page(self, path: Path, epoch: int, step: int) -> None:
         """An HTML page, as report."""
-        self.run.log({"epoch": epoch, "step": step, "report": self.wandb.Html(str(path))})
+        self._row(lambda: {"report": self.wandb.Html(str(path))}, epoch, step)
+
+    def _row(self, values: Callable[[], dict], epoch: int, step: int) -> None:
+        """The next row of this step, unless W&B has it."""
+        if step != self.step:
+            self.step, self.row = step, 0
+        position = self.position(step) + self.row
+        self.row += 1
+        if position >= self.next:
+            self.run.log({"epoch": epoch, "step": step, **values()}, step=position, commit=True)
+            self.next = position + 1
+
+    @staticmethod
+    def position(step: int) -> int:
+        """Of the first row of a step: its epoch's figures."""
+        return ROWS * step
 
     def summary(self, values: dict) -> None:
         """The run's summary."""
         self.run.summary.update(values)
 
-    def checkpoint(self, name: str, path: Path, epoch: int, loss: float) -> None:
+    def checkpoint(self, name: str, path: Path, facts: dict) -> None:
         """To be uploaded when the run ends; online also now and then, by a thread of its own."""
-        self.waiting[name] = (path, {"epoch": epoch, "best_loss": loss})
-        idle = self.upload is None or self.upload.done()
+        self.waiting[name] = (path, facts)
+        idle = self.upload is None or not self.upload.is_alive()
         if idle and not self.run.offline and time.monotonic() - self.uploaded > UPLOAD_EVERY:
             self._start_upload()
 
-    def upload_checkpoints(self) -> None:
-        """No more will come for now: a good time to upload what is waiting."""
+    def trained(self, step: int) -> None:
+        """The final rows have positions of their own; a good time to upload what is waiting."""
+        self.step, self.row = step, FINAL
         if self.waiting and not self.run.offline:
             self._start_upload()
 
     def _start_upload(self) -> None:
+        if self.upload is not None:
+            self.upload.join(UPLOAD_TIMEOUT)
         waiting, self.waiting = self.waiting, {}
-        self.uploaded = time.monotonic()
-        self.upload: Future = self.uploader.submit(self._upload, waiting)
+        self.uploaded, self.trouble = time.monotonic(), None
+        self.upload = Thread(target=self._upload, args=(waiting,), daemon=True)
+        self.upload.start()
 
     def _upload(self, waiting: dict[str, tuple[Path, dict]]) -> None:
-        """Versions of one artifact, by alias, and the last also as a file of the run."""
-        for name, (path, metadata) in waiting.items():
-            metadata = {**metadata, "md5": md5(path), "bytes": path.stat().st_size}
-            artifact = self.wandb.Artifact(self.name, type="model", metadata=metadata)
-            artifact.add_file(str(path), name=f"{name}.pth")
-            self.run.log_artifact(artifact, aliases=[name])
-            if not self.run.offline:
-                artifact.wait(timeout=UPLOAD_TIMEOUT)
-        if "last" in waiting:
-            shutil.copyfile(waiting["last"][0], Path(self.run.dir, RUN_FILE))
-            self.run.save(str(Path(self.run.dir, RUN_FILE)), self.run.dir, policy="now")
+        """Versions of one artifact, by alias; the last and the metrics also as files of the run."""
+        for attempt in range(TRIES):
+            try:
+                for name, (path, facts) in list(waiting.items()):
+                    if name == "last":
+                        self._save(self.folder / METRICS, METRICS)
+                        path = self._save(path, RUN_FILE)
+                    self._log_artifact(name, path, facts)
+                    del waiting[name]
+                self.trouble = None
+                return
+            except Exception as error:
+                log.exception("W&B upload, try %d", attempt + 1)
+                self.trouble = error
+                time.sleep(2.0**attempt)
+
+    def _log_artifact(self, name: str, path: Path, facts: dict) -> None:
+        """A new version, seen to be there whole."""
+        artifact = self.wandb.Artifact(self.name, type="model", metadata=facts)
+        entry = artifact.add_file(str(path), name=f"{name}.pth")  # copied: it may be replaced
+        artifact.metadata.update(md5=entry.digest, bytes=entry.size)
+        self.run.log_artifact(artifact, aliases=[name])
+        if self.run.offline:
+            return
+        artifact.wait(timeout=ONE_UPLOAD)
+        collection = self.path.rpartition("/")[0] + f"/{self.name}:{name}"
+        there = _in_artifact(self.wandb.Api(timeout=INIT_TIMEOUT).artifact(collection))
+        if there is None or (there.digest, there.size) != (entry.digest, entry.size):
+            raise OSError(f"W&B has another {collection} than it was sent")
+
+    def _save(self, path: Path, name: str) -> Path:
+        """A copy of a file as a file of the run, seen to be there whole; the copy."""
+        kept = Path(self.run.dir, name)
+        os.replace(shutil.copyfile(path, kept.with_name(f"{name}.partial")), kept)
+        self.run.save(str(kept), self.run.dir, policy="now")
+        sent, patience = md5(kept), ARRIVAL + kept.stat().st_size / SLOWEST
+        until = time.monotonic() + patience
+        while not self.run.offline:
+            if self.wandb.Api(timeout=INIT_TIMEOUT).run(self.path).file(name).md5 == sent:
+                break
+            if time.monotonic() > until:
+                raise OSError(f"W&B does not show {name} {patience:.0f} s after it was sent")
+            time.sleep(0.5)
+        return kept
 
     def close(self, failed: bool) -> None:
         """Upload what is waiting and finish the run."""
         if self.waiting:
             self._start_upload()
-        try:
-            if self.upload is not None:
-                self.upload.result(UPLOAD_TIMEOUT)
-        except Exception as error:
-            log.exception("W&B upload")
-            self.tell(
-                f"W&B has not got the newest checkpoints ({_reason(error)}); the run's folder has."
-            )
-        self.uploader.shutdown(wait=False, cancel_futures=True)
+        if self.upload is not None:
+            self.upload.join(UPLOAD_TIMEOUT)
+            if self.upload.is_alive():
+                self.trouble = TimeoutError(f"no end of it in {UPLOAD_TIMEOUT} s")
+        later = f"task=sync run={self.folder} uploads"
+        if self.trouble is not None:
+            reason = _reason(self.trouble)
+            self.tell(f"W&B has not got the newest checkpoints ({reason}); {later} them.")
+        elif self.run.offline:
+            self.tell(f"Recorded for W&B offline; {later} it.")
         self.run.finish(exit_code=int(failed))
+        if self.run.offline:
+            self.records.end(self.next)
+
+    def check_arrival(self) -> None:
+        """After `close`: see that W&B has all rows and checkpoints.
+
+        Raises:
+            Exception: whatever is the reason why not.
+        """
+        if self.trouble is not None:
+            raise self.trouble
+        if self.next > self.first:  # else it had everything before
+            last = self.wandb.Api(timeout=INIT_TIMEOUT).run(self.path).summary.get("_step", -1)
+            if last < self.next - 1:
+                raise OSError(f"its history ends at position {last}, before {self.next - 1}")
+        self.records.end(self.next)
+
+
+class Records:
+    """Which offline records a run's folder has, and up to which position they are complete.
+
+    wandb/recorded.json: {"end": position, "first": {record: position}}. A record that a kill cut
+    short may lack its last rows; the next one repeats it from its first, in its place.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "wandb"
+        self.file = self.folder / "recorded.json"
+        self.end_position, self.first = 0, {}
+        if self.file.exists():
+            found = json.loads(self.file.read_text())
+            self.end_position, self.first = found["end"], found["first"]
+
+    def set_aside(self) -> None:
+        """Rename records that were cut short."""
+        for record, first in list(self.first.items()):
+            path = self.folder / record
+            if first == self.end_position and path.exists() and not self.synced(record):
+                path.rename(path.with_name(f"cut-short-{record}"))
+                del self.first[record]
+
+    def start(self, record: str) -> int:
+        """A new one; its first position."""
+        self.first[record] = self.end_position
+        self._write()
+        return self.end_position
+
+    def end(self, position: int) -> None:
+        """Everything before `position` is recorded."""
+        self.end_position = position
+        self._write()
+
+    def synced(self, record: str) -> bool:
+        """Whether W&B's client has marked it as uploaded."""
+        return bool(list((self.folder / record).glob("*.synced")))
+
+    def _write(self) -> None:
+        write_json(self.file, {"end": self.end_position, "first": self.first})
 
 
 def is_remote(source: str | Path) -> bool:
@@ -159,17 +306,24 @@ def is_remote(source: str | Path) -> bool:
     return not Path(source).expanduser().exists() and bool(REMOTE.fullmatch(str(source)))
 
 
-def fetch(source: str, cache: Path) -> Path:
-    """The checkpoint of a W&B run (its best, else the last) or artifact, from the cache if there.
+def fetch(source: str, cache: Path, local: list[Path]) -> Path:
+    """The checkpoint of a W&B run (its best, else the last) or artifact.
+
+    local: files that may be the same one; else it comes from the cache, else from W&B. Where W&B
+    cannot be asked, the copy fetched last stands in for it, with a warning.
 
     Raises:
         ValueError: if there is none, or it cannot be fetched whole.
     """
-    matched = REMOTE.fullmatch(source)
+    matched, kept = REMOTE.fullmatch(source), _file_name(source)
     try:
-        api = _client(None).Api(timeout=INIT_TIMEOUT)
-        found = _find(api, matched["run"], matched["alias"])
+        found = _find(_api(), matched["run"], matched["alias"])
     except Exception as error:
+        copies = sorted(cache.glob(f"*/{kept}"), key=lambda path: path.stat().st_mtime)
+        if copies:
+            text = f"W&B could not be asked ({_reason(error)}): this is the copy fetched last."
+            warnings.warn(f"checkpoint={source}: {text}", stacklevel=2)
+            return copies[-1]
         raise ValueError(
             f"checkpoint={source} is neither a file nor a W&B run or artifact that can be read "
             f"({_reason(error)}): check the name, the network and `wandb login`."
@@ -179,34 +333,58 @@ def fetch(source: str, cache: Path) -> Path:
             f"checkpoint={source} is a W&B run without {RUN_FILE} or an artifact of checkpoints: "
             "name another, or an artifact entity/project/name:alias."
         )
-    folder = cache / base64.b64decode(found.digest).hex()
-    kept = folder / f"{source.replace('/', '-').replace(':', '-')}.pth"
-    if kept.exists() and found.is_in(kept):
-        return kept
-    reason = "unknown"
-    for attempt in range(TRIES):
-        with tempfile.TemporaryDirectory(prefix="fetching-") as place:
-            try:
-                path = Path(found.download(place))
-                if found.is_in(path):
-                    folder.mkdir(parents=True, exist_ok=True)
-                    partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
-                    shutil.copyfile(path, partial)
-                    os.replace(partial, kept)
-                    return kept
-                reason = f"{path.stat().st_size:,} of {found.size:,} bytes, or other ones"
-            except Exception as error:
-                reason = _reason(error)
-        log.info("%s, try %d: %s", source, attempt + 1, reason)
-    raise ValueError(
-        f"checkpoint={source} could not be fetched whole from W&B in {TRIES} tries ({reason}): try "
-        "again later."
-    )
+    for path in local:
+        if path.is_file() and found.is_in(path):
+            return path
+    return _download(found, f"checkpoint={source}", cache, kept)
+
+
+@dataclass(frozen=True)
+class FetchedRun:
+    """A run as W&B has it: its place there and cached files, None where there is none."""
+
+    entity: str
+    project: str
+    run_id: str
+    last: Path
+    best: Path | None
+    metrics: Path | None
+
+
+def fetch_run(run: str, setup: dict, cache: Path) -> FetchedRun:
+    """All that going on with a run takes. run: its id in wandb.setup's project, or its whole name.
+
+    Raises:
+        ValueError: if W&B has no such run with a checkpoint, or it cannot be fetched whole.
+    """
+    named = f"train.resume_id={run}"
+    try:
+        api = _api()
+        if "/" not in run:
+            entity = setup["entity"] or os.environ.get("WANDB_ENTITY") or api.default_entity
+            run = f"{entity}/{setup['project']}/{run}"
+        logged = api.run(run)
+        versions = f"{run.rpartition('/')[0]}/{logged.name}"
+        last = _artifact(api, f"{versions}:last") or _run_file(logged, RUN_FILE)
+        best, metrics = _artifact(api, f"{versions}:best"), _run_file(logged, METRICS)
+    except Exception as error:
+        raise ValueError(
+            f"{named} is neither of a run in runs_dir nor of one at W&B ({_reason(error)}): check "
+            "the id, wandb.setup, the network and `wandb login`."
+        ) from error
+    if last is None:
+        raise ValueError(f"{named} is of the W&B run {run}, which has no checkpoint to go on from.")
+    files = {"last": last, "best": best, "metrics": metrics}
+    paths = {
+        name: found and _download(found, named, cache, _file_name(f"{run}:{name}"))
+        for name, found in files.items()
+    }
+    return FetchedRun(*run.split("/"), **paths)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint as W&B has it."""
+    """A file as W&B has it."""
 
     digest: str  # in base64, by whatever W&B digests with
     md5: str | None  # in base64
@@ -223,18 +401,17 @@ def _find(api: Any, run: str, alias: str | None) -> Stored | None:
     if alias is not None:
         return _in_artifact(api.artifact(f"{run}:{alias}"))
     logged = api.run(run)
+    best = _artifact(api, f"{run.rpartition('/')[0]}/{logged.name}:best")
+    return best or _run_file(logged, RUN_FILE)
+
+
+def _artifact(api: Any, name: str) -> Stored | None:
+    """The checkpoint of an artifact that may not be there."""
     try:
-        return _in_artifact(api.artifact(f"{run.rpartition('/')[0]}/{logged.name}:best"))
+        return _in_artifact(api.artifact(name))
     except Exception as error:
-        log.info("%s has no artifact: %s", run, error)
-    file = logged.file(RUN_FILE)
-    if not file.size:
+        log.info("no artifact %s: %s", name, error)
         return None
-
-    def download(place: str) -> str:
-        return file.download(place, replace=True).name
-
-    return Stored(file.md5, file.md5, file.size, download)
 
 
 def _in_artifact(artifact: Any) -> Stored | None:
@@ -251,43 +428,57 @@ def _in_artifact(artifact: Any) -> Stored | None:
     return Stored(entry.digest, artifact.metadata.get("md5"), entry.size, download)
 
 
-def sync(folder: Path, setup: dict, run_id: str) -> str:
-    """Upload what a run recorded offline (or could not send), and see that it arrived; its name.
+def _run_file(run: Any, name: str) -> Stored | None:
+    """A file of a run; None where it has none of this name."""
+    file = run.file(name)
+    if not file.size:
+        return None
+    return Stored(file.md5, file.md5, file.size, lambda to: file.download(to, replace=True).name)
 
-    folder: the run's. setup: wandb.setup of its settings.
 
-    Raises:
-        ValueError: if there is nothing to upload, or W&B has not got it afterwards.
+def _file_name(source: str) -> str:
+    return source.replace("/", "-").replace(":", "-") + ".pth"
+
+
+def _download(found: Stored, named: str, cache: Path, name: str) -> Path:
+    """A file into the cache, unless it is there: whole or not at all."""
+    folder = cache / base64.b64decode(found.digest).hex()
+    kept = folder / name
+    if kept.exists() and found.is_in(kept):
+        os.utime(kept)  # the newest of its name
+        return kept
+    reason = "unknown"
+    for attempt in range(TRIES):
+        with tempfile.TemporaryDirectory(prefix="fetching-") as place:
+            try:
+                path = Path(found.download(place))
+                if found.is_in(path):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
+                    shutil.copyfile(path, partial)
+                    os.replace(partial, kept)
+                    return kept
+                reason = f"{path.stat().st_size:,} of {found.size:,} bytes, or other ones"
+            except Exception as error:
+                reason = _reason(error)
+        log.info("%s, try %d: %s", named, attempt + 1, reason)
+    raise ValueError(
+        f"{named} could not be fetched whole from W&B in {TRIES} tries ({reason}): try again later."
+    )
+
+
+def upload_records(folder: Path, position: Callable[[int], int]) -> None:
+    """`wandb sync` of a run's offline records, those that W&B has rows of already left out.
+
+    position: brings W&B up to a position, gives where its history ends then.
     """
-    recorded = [path for path in folder.glob(f"wandb/*run-*-{run_id}") if not path.is_symlink()]
-    if not recorded:
-        raise ValueError(
-            f"{folder} has no W&B record: it was trained with wandb.setup.mode=disabled."
-        )
-    wandb = _client(None)
-    said = ""
-    for path in sorted(recorded, key=lambda path: path.name.split("run-")[1]):
-        if not list(path.glob("*.synced")):
-            found = subprocess.run(
-                [sys.executable, "-m", "wandb", "sync", str(path)], capture_output=True, text=True
-            )
-            said = f"{found.stdout} {found.stderr}"
-    try:  # `wandb sync` ends well whatever happened
-        api = wandb.Api(timeout=INIT_TIMEOUT)
-        entity = setup["entity"] or os.environ.get("WANDB_ENTITY") or api.default_entity
-        name = f"{entity}/{setup['project']}/{run_id}"
-        file = api.run(name).file(RUN_FILE)
-        arrived = file.size and file.md5 == md5(folder / "checkpoints" / "last.pth")
-        reason = f"it has no {RUN_FILE} like this run's last checkpoint"
-    except Exception as error:
-        arrived, reason = False, _reason(error)
-    if not arrived:
-        log.info("wandb sync: %s", said)
-        raise ValueError(
-            f"{folder} has not arrived at W&B ({reason}): check the network and `wandb login`, and "
-            "try again."
-        )
-    return name
+    records = Records(folder)
+    for record, first in sorted(records.first.items(), key=lambda item: item[1]):
+        if records.synced(record) or position(first) > first:
+            continue
+        command = [sys.executable, "-m", "wandb", "sync", str(records.folder / record)]
+        found = subprocess.run(command, capture_output=True, text=True)
+        log.info("wandb sync: %s %s", found.stdout, found.stderr)
 
 
 def _reason(error: Exception) -> str:
@@ -299,6 +490,10 @@ def md5(path: Path) -> str:
     """MD5 of a file in base64, as W&B gives it."""
     with open(path, "rb") as file:
         return base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
+
+
+def _api() -> Any:
+    return _client(None).Api(timeout=INIT_TIMEOUT)
 
 
 def _client(api_key: str | None) -> Any:
