@@ -7,7 +7,7 @@ Terms are per element, (B, C, d, d) in nats, so that elements that carry nothing
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -197,13 +197,21 @@ class DiffusionPrior(nn.Module):
 
     def sample(self, n: int, active: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
         """Ancestral sampling from N(0, I), the mean at t = 0: (n, C, d, d), not quantised."""
+        *_, u = self.sampling_path(n, active, noise, temperature)
+        return u
+
+    def sampling_path(
+        self, n: int, active: Tensor, noise: Noise, temperature: float = 1.0
+    ) -> Iterator[Tensor]:
+        """u_{T−1}, …, u_0 of ancestral sampling, then u: T + 1 tensors (n, C, d, d)."""
         start = noise.normal(*self.shape, dtype=active.dtype)
         u = math.sqrt(temperature) * start
+        yield u
         for step in range(self.steps - 1, -1, -1):
             t = torch.full((n,), step, device=u.device)
             p = self.reverse(u, t, active, noise)
             u = p.mean if step == 0 else p.sample(noise, temperature)
-        return u
+            yield u
 
     def _step_law(self) -> Tensor:
         """The probability with which training draws each t: (T,) float32."""

@@ -11,7 +11,12 @@ from utils.validation import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("LADDER_VAE_SHARED", ROOT.parent / "shared"))
-LONGEST = ("test_run_experiment", "test_tasks", "test_wandb_client")  # they start processes
+LONGEST = (
+    "test_run_experiment",
+    "test_tasks",
+    "test_wandb_client",
+    "test_wandb_history",
+)  # they start processes
 TINY_UNET = "model.decoder.z_L_prior.model"
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; their processes too

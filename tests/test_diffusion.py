@@ -124,7 +124,7 @@ def test_importance_weight_bounds_and_converges():
     prior = tiny_prior()
     levels = level_value(torch.arange(4), 2).double()
     exact = exact_log_prob(prior, levels)
-    repeats = 300
+    repeats = 120
     u = levels.repeat_interleave(repeats).view(-1, 1, 1, 1)
     noise = Noise.keyed(torch.arange(len(u)), 1)
     with torch.no_grad():
@@ -137,8 +137,8 @@ def test_importance_weight_bounds_and_converges():
             means.append(weights.mean(1))
     for less, more in itertools.pairwise(means[1:]):
         assert (less <= more + 4 * error).all()
-    torch.testing.assert_close(means[0], means[1], atol=0.15, rtol=0)  # both estimate the ELBO
-    torch.testing.assert_close(means[-1], exact, atol=0.02, rtol=0)
+    torch.testing.assert_close(means[0], means[1], atol=0.2, rtol=0)  # both estimate the ELBO
+    assert ((means[-1] - exact).abs() <= 0.02 + 3 * error).all() and (error < 0.03).all()
 
 
 @pytest.mark.parametrize("t_sample", ["uniform", "loss_aware"])

@@ -102,7 +102,7 @@ def test_every_picture_is_there_as_a_file(written):
     folder, content, _ = written
     names = {"layers", "active_units", "collapsed_units", "kl_maps", "interventions"}
     names |= {"information", "aggregates", "samples", "samples_fixed_top", "reconstructions"}
-    names |= {"reconstructions_top"} | ({"context"} if content["context"] else set())
+    names |= {"reconstructions_top"} | ({"context", "diffusion"} if content["context"] else set())
     found = {path.stem for path in folder.glob("*.png")}
     assert names <= found <= names | {"traversals"}
     for path in folder.glob("*.png"):

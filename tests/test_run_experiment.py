@@ -25,7 +25,7 @@ from tests.commands import (
 from tests.few_digits import FEW
 
 FIGURES = ("context", "kl_per_layer", "reconstructions", "reconstructions_top")
-FIGURES += ("samples", "samples_fixed_top")
+FIGURES += ("samples", "samples_fixed_top", "diffusion")
 
 
 def test_training_leaves_everything_in_one_folder(trained):
@@ -61,12 +61,13 @@ def test_the_terminal_shows_epochs_a_table_and_the_folder_and_nothing_else(train
     assert sum(line.startswith("epoch ") for line in lines) == 2
     for word in ("split", "estimator", "iwae", "published", "bits/dim", "active", "context"):
         assert word in output.stdout
-    assert lines[-1].endswith(str(only_run(folder)))
+    run = only_run(folder)
+    assert lines[-2].endswith(str(run))
+    assert lines[-1] == f"Recorded for W&B offline; task=sync run={run} uploads it."
 
 
 def test_without_its_account_wandb_records_offline_and_says_so(tmp_path):
-    arguments = ["experiment=digits_ladder", "model.num_ch=16", "model.is_k=1"]
-    arguments += ["train.max_epochs=1", *QUIET[1:], "wandb.setup.mode=online"]
+    arguments = [*PLAIN, "train.max_epochs=1", *QUIET[1:], "wandb.setup.mode=online"]
     output = call(tmp_path, *arguments).stdout
     assert "W&B (mode online) could not start, recording offline instead: " in output
     assert list(only_run(tmp_path).glob("wandb/offline-run-*/*.wandb"))
@@ -85,7 +86,10 @@ def test_a_finished_run_is_shown_and_force_keeps_the_old_one(trained, tmp_path):
     assert (run / "results.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM],
+)
 def test_the_same_command_continues_a_run_that_was_stopped(trained, tmp_path, number):
     arguments = ["experiment=digits_dct_ladder", *SMALL, *QUIET, "train.checkpoint_every=0"]
     process = subprocess.Popen(
@@ -118,7 +122,8 @@ def test_a_run_is_continued_by_its_wandb_id_with_its_own_settings(trained, tmp_p
     call(folder, f"train.resume_id={wandb_id}", *QUIET)
     assert only_run(folder) == run and (run / "results.json").exists()
     found = call(folder, "train.resume_id=nobody", status=1)
-    assert found.stderr.startswith("Error: train.resume_id=nobody is of no run")
+    assert found.stderr.startswith("Error: train.resume_id=nobody is neither of a run in runs_dir")
+    assert found.stderr.count("\n") == 1
 
 
 def test_a_sweep_has_a_folder_for_each_job_and_goes_on_after_an_error(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.commands import PLAIN, QUIET, SMALL, call, only_run
+from tests.commands import PLAIN, QUIET, SMALL, call, call_each, only_run
 
 
 def test_a_checkpoint_alone_is_tested_sampled_and_reconstructed(trained, tmp_path):
@@ -69,6 +69,14 @@ def test_training_starts_from_a_checkpoint(trained, tmp_path):
     assert after["kl"] == pytest.approx(before["kl"], rel=1e-2, abs=1e-3)
 
 
+def check_mistakes(folder, cases):
+    """Each (arguments, complaint) ends with status 1 and one sentence."""
+    found = call_each(folder, [arguments for arguments, _ in cases])
+    for (_, complaint), (status, output, errors) in zip(cases, found, strict=True):
+        assert (status, output) == (1, "") and errors.count("\n") == 1
+        assert errors.startswith("Error: ") and complaint in errors, errors
+
+
 def test_mistakes_with_a_checkpoint_get_one_sentence(trained, tmp_path):
     """Nothing is written; the remedy is named."""
     run = only_run(trained[0])
@@ -79,7 +87,7 @@ def test_mistakes_with_a_checkpoint_get_one_sentence(trained, tmp_path):
     content = torch.load(run / "checkpoints" / "best.pth", weights_only=True)
     content["config"]["model"]["num_ch"] = 32
     torch.save(content, other)
-    for arguments, complaint in (
+    cases = (
         ([f"checkpoint={cut}"], "is damaged"),
         ([f"checkpoint={other}"], "holds another architecture than its settings describe"),
         ([f"checkpoint={run}", "dataset=mnist"], "name a data set of that shape"),
@@ -88,23 +96,22 @@ def test_mistakes_with_a_checkpoint_get_one_sentence(trained, tmp_path):
             [f"checkpoint={run}", "dataset._target_=tests.few_digits.none"],
             "No images to evaluate",
         ),
-    ):
-        found = call(tmp_path, "task=report", *arguments, status=1)
-        assert found.stderr.startswith("Error: ") and complaint in found.stderr, found.stderr
-        assert found.stderr.count("\n") == 1 and found.stdout == ""
+    )
+    check_mistakes(tmp_path, [(["task=report", *case], complaint) for case, complaint in cases])
     assert not (tmp_path / "runs").exists()
     assert sorted(run.rglob("*")) == before
 
 
 def test_mistakes_get_one_sentence_a_status_and_no_folder(tmp_path):
-    for arguments, complaint in (
+    cases = (
         ([], "choose an experiment=…"),
         (["experiment=digits_ladder", "train.foo=3"], "train.foo is not a setting"),
         (["experiment=digits_ladder", "train.optimizer.lr=abc"], "train.optimizer.lr='abc'"),
         (["experiment=mnist_ladder", "dataset.download=false"], "MNIST is not in"),
         (["task=test"], "checkpoint is not set"),
-    ):
-        found = call(tmp_path, *arguments, status=1)
-        assert found.stderr.startswith("Error: ") and complaint in found.stderr
-        assert found.stderr.count("\n") == 1 and found.stdout == ""
+        (["task=sync"], "task=sync needs run=…"),
+        (["task=sync", "run=nowhere"], "run=nowhere is not the folder of a run"),
+        (["task=compare"], "runs=[] names 0 run(s)"),
+    )
+    check_mistakes(tmp_path, cases)
     assert not (tmp_path / "runs").exists()

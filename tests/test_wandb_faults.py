@@ -5,13 +5,15 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import ExitStack
 
 import pytest
 import yaml
 
-from tests.commands import COMMAND, ONLINE, connected, metrics, only_run
+from tests.commands import COMMAND, ONLINE, QUIET, SMALL, connected, metrics, only_run
+from tests.conftest import ROOT
 from tests.wandb_server import API_KEY, ENTITY, WandbServer
 
 pytestmark = pytest.mark.slow
@@ -52,7 +54,7 @@ def start(server, folder, *arguments, command=COMMAND, **variables):
 def finish(process, status=0, timeout=150):
     """What it printed."""
     output, errors = process.communicate(timeout=timeout)
-    assert process.returncode == status, output + errors
+    assert process.returncode == status and errors.count("\n") <= 1, output + errors
     return output
 
 
@@ -126,6 +128,18 @@ def test_a_server_lost_in_the_middle(server, tmp_path, undisturbed, fault):
     arrive(server, tmp_path)
 
 
+def test_uploads_that_are_always_refused(server, tmp_path, undisturbed):
+    """Cost nothing but a line; task=sync says so too, until they are taken."""
+    server.fail(403, path=lambda request: request.operation == "CommitArtifact")
+    assert "W&B has not got the newest checkpoints" in finish(start(server, tmp_path, *RUN))
+    check(tmp_path, undisturbed)
+    sync = start(server, tmp_path, "task=sync", "run=runs/*")
+    _, errors = sync.communicate()
+    assert sync.returncode == 1 and "has not arrived at W&B" in errors and errors.count("\n") == 1
+    server.clear_faults()
+    arrive(server, tmp_path)
+
+
 def test_a_slow_server(server, tmp_path, undisturbed):
     server.delay(2.0)
     finish(start(server, tmp_path, *RUN))
@@ -147,8 +161,9 @@ def test_a_server_that_loses_uploads_once_is_sent_them_again(server, tmp_path, u
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
-def test_a_full_disk_under_its_folder(server, tmp_path, undisturbed):
-    """A disk of 100 kB where W&B keeps its record; the run's folder has room."""
+@pytest.mark.parametrize("disk", ["size=100k", "size=1k", "size=1k,ro"])
+def test_a_full_disk_under_its_folder(server, tmp_path, undisturbed, disk):
+    """Where W&B keeps its record: full in the middle, at the start, read-only; the run has room."""
     first = start(server, tmp_path, *RUN)
     wait_for(lambda: list(tmp_path.glob("runs/*/wandb")), first)
     os.killpg(first.pid, signal.SIGKILL)
@@ -156,9 +171,10 @@ def test_a_full_disk_under_its_folder(server, tmp_path, undisturbed):
     run = only_run(tmp_path)
     shutil.rmtree(run / "wandb")
     (run / "wandb").mkdir()
-    mount = f'mount -t tmpfs -o size=100k none "{run}/wandb" && exec "$@"'
+    mount = f'mount -t tmpfs -o {disk} none "{run}/wandb" && exec "$@"'
     small = ["unshare", "--mount", "sh", "-c", mount, "sh", *COMMAND]
-    finish(start(server, tmp_path, *RUN, command=small))
+    output = finish(start(server, tmp_path, *RUN, command=small))
+    assert "W&B has not got" in output or "could not start, without it" in output
     check(tmp_path, undisturbed)
     arrive(server, tmp_path)
 
@@ -247,28 +263,25 @@ def test_a_key_on_the_command_line_is_nowhere(server, tmp_path):
     assert API_KEY not in output + errors
 
 
-def test_a_sweep_names_the_run_and_gets_its_figures(server, tmp_path):
-    """As W&B's agent starts it: the README's command, with the sweep's values."""
-    text = (only_section("### Sweeps by W&B")).split("```yaml\n")[1].split("```")[0]
-    sweep = yaml.safe_load(text)
-    assert sweep["program"] == "run_experiment.py"
-    assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}
-    assert "${args_no_hyphens}" in sweep["command"]
-    chosen = [
-        f"{key}={spec.get('values', [spec.get('min')])[0]}"
-        for key, spec in sweep["parameters"].items()
-    ]
-    given = [part for part in sweep["command"] if "=" in part]
-    agent = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "agents1"}
-    arguments = [*given, *RUN, *chosen]
-    finish(start(server, tmp_path, *arguments, **agent))
-    assert list(server.runs) == ["agents1"]
-    assert "val/loss" in server.run("agents1").summary
-    assert json.loads((only_run(tmp_path) / "run.json").read_text())["wandb_id"] == "agents1"
-
-
-def only_section(title):
-    """A section of the README."""
-    from tests.conftest import ROOT
-
-    return (ROOT / "README.md").read_text().split(title)[1].split("\n## ")[0]
+def test_a_sweep_by_the_agent(server, tmp_path):
+    """The README's sweep file, run by W&B's own agent: the runs it names get their figures."""
+    section = (ROOT / "README.md").read_text().split("### Sweeps by W&B")[1].split("\n## ")[0]
+    config = section.split("```yaml\n")[1].split("```")[0]
+    sweep = yaml.safe_load(config)
+    sweep["program"] = str(ROOT / sweep["program"])
+    sweep["command"] += [*SMALL, *QUIET[1:], "train.max_epochs=1"]
+    commands = []
+    for number in range(2):
+        chosen = {key: {"value": law["values"][number]} for key, law in sweep["parameters"].items()}
+        command = {"type": "run", "program": sweep["program"], "args": chosen}
+        commands.append({**command, "id": str(number), "run_id": f"agents{number}"})
+    server.sweeps["sweep1"] = (yaml.safe_dump(sweep), commands)
+    agent = [sys.executable, "-m", "wandb", "agent", f"{ENTITY}/ladders/sweep1"]
+    finish(start(server, tmp_path, command=agent))
+    assert sorted(server.runs) == ["agents0", "agents1"]
+    for number, run in enumerate(server.runs.values()):
+        assert run.project == "ladders" and sweep["metric"]["name"] in run.summary
+        rate = sweep["parameters"]["train.optimizer.lr"]["values"][number]
+        assert run.config["train"]["optimizer"]["lr"] == rate
+    folders = [path.parent for path in tmp_path.glob("runs/*/run.json")]
+    assert len(folders) == 2

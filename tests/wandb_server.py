@@ -41,6 +41,7 @@ class WandbServer:
     def __init__(self):
         self.runs: dict[str, Run] = {}
         self.artifacts: list[Artifact] = []
+        self.sweeps: dict[str, tuple[str, list[dict]]] = {}  # config, commands for the agent
         self.requests: list[Request] = []
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -582,6 +583,24 @@ def _md5(content: bytes) -> str:
     return base64.b64encode(hashlib.md5(content).digest()).decode()
 
 
+def _read_sweep(server: WandbServer, variables: dict) -> dict:
+    config, _ = server.sweeps[variables["sweep"]]
+    return {"project": {"sweep": {"config": config, "runs": {"edges": []}}}}
+
+
+def _create_agent(server: WandbServer, variables: dict) -> dict:
+    return {"createAgent": {"agent": {"id": variables["sweep"]}}}
+
+
+def _heartbeat(server: WandbServer, variables: dict) -> dict:
+    """The agent's next run, when it has none; after the last, the end."""
+    _, waiting = server.sweeps[variables["id"]]
+    commands = []
+    if variables["runState"] == "{}":
+        commands = [waiting.pop(0) if waiting else {"type": "exit"}]
+    return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
+
+
 # The client can do without any other: it takes an error for an answer.
 OPERATIONS = {
     "Viewer": _viewer,
@@ -599,4 +618,7 @@ OPERATIONS = {
     "ArtifactMembershipByName": _artifact_by_name,
     "FetchArtifactManifest": _read_manifest,
     "GetArtifactMembershipFileUrls": _read_artifact_files,
+    "SweepWithRuns": _read_sweep,
+    "CreateAgent": _create_agent,
+    "Heartbeat": _heartbeat,
 }

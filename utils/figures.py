@@ -14,6 +14,7 @@ from utils.drawing import STYLE, Drawing
 
 COLUMNS = 10
 MOST_ROWS = 9
+WALKS = 3  # of the diffusion, each way
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0)
 PICTURES = 104  # keys the noise of pictures
 TRAVERSED, PER_LAYER, STEPS, REACH = 8, 2, 9, 3.0  # units, of one layer, values, ±deviations
@@ -23,11 +24,14 @@ TRAVERSED, PER_LAYER, STEPS, REACH = 8, 2, 9, 3.0  # units, of one layer, values
 def draw_model(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing]:
     """All pictures of a model; x (B, C, H, W): the images to look at."""
     model.eval()
-    return [
+    drawings = [
         draw_samples(model, seed),
         draw_fixed_top(model, seed),
         *draw_reconstructions(model, x, seed),
     ]
+    if model.decoder.num_top:
+        drawings.append(draw_diffusion(model, x, seed))
+    return drawings
 
 
 @torch.no_grad()
@@ -83,6 +87,27 @@ def draw_reconstructions(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing
         title = f"The context in image space ({numbers} numbers)"
         drawings.append(image_rows("context", title, rows))
     return drawings
+
+
+@torch.no_grad()
+def draw_diffusion(model: LadderVAE, x: Tensor, seed: int) -> Drawing:
+    """The contexts of some images noised step by step, and samples of it from noise to context."""
+    prior, context = model.decoder.context_prior, model.decoder.context
+    noise = _noise(model, WALKS, seed)
+    u = model(x[:WALKS], noise=_noise(model, len(x[:WALKS]), seed)).latents[0].z
+    steps = sorted({round(t) for t in torch.linspace(0, prior.steps - 1, COLUMNS - 1).tolist()})
+    noised, eps = [u], noise.normal_like(u)
+    for step in steps:
+        q = prior.noised(u, torch.full((len(u),), step, device=u.device))
+        noised.append(q.mean + q.stddev * eps)
+    path = list(prior.sampling_path(WALKS, context.active, noise))  # u_{T-1} … u_0, u
+    drawn = [path[prior.steps - 1 - step] for step in reversed(steps)] + path[-1:]
+    rows = []
+    for title, walks in (("noised", noised), ("sampled", drawn)):
+        images = torch.stack([context.render(u_t) for u_t in walks], 1)  # (WALKS, steps, C, H, W)
+        rows += [(title if first == 0 else "", row) for first, row in enumerate(images)]
+    title = f"Contexts noised in {prior.steps} steps, and sampled back from noise"
+    return image_rows("diffusion", title, rows)
 
 
 @torch.no_grad()

@@ -99,6 +99,7 @@ def sections(content: dict, drawings: dict[str, Drawing]) -> list[Section]:
                 ("reconstructions", "What the posterior keeps of the image."),
                 ("reconstructions_top", "The rows add layers from the top."),
                 ("context", "The context in image space, beside the image."),
+                ("diffusion", "How its prior makes one from noise."),
                 ("samples", "The mean of p(x | z) for latents from the prior."),
                 ("samples_fixed_top", "What the layers left free still decide."),
                 ("traversals", "The most active units, a row each, moved through their range."),

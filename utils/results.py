@@ -27,6 +27,7 @@ from utils.runs import RunFolder
 from utils.terminal import Terminal
 from utils.tracking import Tracker
 from utils.trainer import Trainer
+from utils.version import code_version
 
 log = logging.getLogger("ladder_vae")
 
@@ -99,6 +100,8 @@ def score(
     record = {
         "name": settings["name"],
         "seed": seed,
+        "code": code_version(),
+        "parameters": parameter_counts(model),
         "checkpoint": os.path.relpath(checkpoint),
         "checkpoint_digest": file_digest(checkpoint),
         "dataset": settings["dataset"]["name"],
@@ -197,6 +200,7 @@ def flat(found: dict) -> dict[str, float]:
         f"{split}/reconstruction": report.reconstruction,
         f"{split}/kl": sum(report.kl),
         f"{split}/active_units": report.active_units,
+        **found.get("parameters", {}),  # not in records of earlier versions
     }
     for entry in found["likelihoods"]:
         values[f"{split}/nll_{entry['estimator']}"] = entry["nll"]

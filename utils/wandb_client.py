@@ -22,6 +22,7 @@ from torch import nn
 
 from utils.files import write_json
 from utils.sinks import Sink
+from utils.version import code_version
 
 log = logging.getLogger("ladder_vae")
 INIT_TIMEOUT = 20  # seconds for the W&B server to answer
@@ -86,7 +87,7 @@ class WandbSink(Sink):
             resume="allow",
             mode=mode,
             dir=str(folder),
-            config=config,
+            config={**config, "code": code_version()},
             settings=wandb.Settings(
                 console="off",
                 silent=True,
@@ -138,7 +139,7 @@ class WandbSink(Sink):
 
     def page(self, path: Path, epoch: int, step: int) -> None:
         """An HTML page, as report."""
-        self._row(lambda: {"report": self.wandb.Html(str(path))}, epoch, step)
+        self._row(lambda: {"report": self.wandb.Html(str(path), inject=False)}, epoch, step)
 
     def _row(self, values: Callable[[], dict], epoch: int, step: int) -> None:
         """The next row of this step, unless W&B has it."""
@@ -182,14 +183,18 @@ class WandbSink(Sink):
 
     def _upload(self, waiting: dict[str, tuple[Path, dict]]) -> None:
         """Versions of one artifact, by alias; the last and the metrics also as files of the run."""
+        last = waiting.get("last")
         for attempt in range(TRIES):
             try:
+                saved = []
+                if last:
+                    parts = {METRICS: self.folder / METRICS, RUN_FILE: last[0]}
+                    saved = [self._save(path, name) for name, path in parts.items()]
                 for name, (path, facts) in list(waiting.items()):
-                    if name == "last":
-                        self._save(self.folder / METRICS, METRICS)
-                        path = self._save(path, RUN_FILE)
                     self._log_artifact(name, path, facts)
                     del waiting[name]
+                for path in saved:
+                    self._check_file(path)
                 self.trouble = None
                 return
             except Exception as error:
@@ -212,19 +217,22 @@ class WandbSink(Sink):
             raise OSError(f"W&B has another {collection} than it was sent")
 
     def _save(self, path: Path, name: str) -> Path:
-        """A copy of a file as a file of the run, seen to be there whole; the copy."""
+        """A copy of a file as a file of the run, which the client sends in its own time."""
         kept = Path(self.run.dir, name)
         os.replace(shutil.copyfile(path, kept.with_name(f"{name}.partial")), kept)
         self.run.save(str(kept), self.run.dir, policy="now")
-        sent, patience = md5(kept), ARRIVAL + kept.stat().st_size / SLOWEST
-        until = time.monotonic() + patience
-        while not self.run.offline:
-            if self.wandb.Api(timeout=INIT_TIMEOUT).run(self.path).file(name).md5 == sent:
-                break
-            if time.monotonic() > until:
-                raise OSError(f"W&B does not show {name} {patience:.0f} s after it was sent")
-            time.sleep(0.5)
         return kept
+
+    def _check_file(self, path: Path) -> None:
+        """Wait until W&B has a saved file."""
+        if self.run.offline:
+            return
+        sent, patience = md5(path), ARRIVAL + path.stat().st_size / SLOWEST
+        until = time.monotonic() + patience
+        while self.wandb.Api(timeout=INIT_TIMEOUT).run(self.path).file(path.name).md5 != sent:
+            if time.monotonic() > until:
+                raise OSError(f"W&B does not show {path.name} {patience:.0f} s after it was sent")
+            time.sleep(0.5)
 
     def close(self, failed: bool) -> None:
         """Upload what is waiting and finish the run."""
@@ -504,6 +512,7 @@ def _client(api_key: str | None) -> Any:
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # a kill loses no more
     if api_key:
         os.environ["WANDB_API_KEY"] = api_key
+    logging.raiseExceptions = False  # else its log on a full disk floods the terminal
     import wandb
 
     return wandb
