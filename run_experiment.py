@@ -26,7 +26,7 @@ from model import LadderVAE
 from utils import build, checkpoint, config, distributed, quality, results, wandb_client
 from utils.distributed import Processes
 from utils.files import write_scores
-from utils.runs import RunFolder, locked, matching, recorded_run, recorded_settings
+from utils.runs import RunFolder, locked, log_to, matching, recorded_run, recorded_settings
 from utils.terminal import Terminal
 from utils.tracking import open_tracker
 from utils.trainer import Interrupted, Trainer, TrainingStopped
@@ -68,8 +68,8 @@ def train(composed: DictConfig, processes: Processes) -> None:
     torch.manual_seed(settings["train"]["seed"])
     model, initial = build.build_model(settings), settings["train"]["init_from"]
     if initial is not None:
-        distributed.main_first(processes, lambda: checkpoint.locate(initial))  # fetched once
-        checkpoint.initialise(model, initial)
+        locate = partial(checkpoint.locate, initial, settings["runs_dir"])
+        checkpoint.initialise(model, distributed.main_first(processes, locate))  # fetched once
     model = model.to(device, memory_format=torch.channels_last)
     optimizer, scheduler = build.build_optimizer(settings, model)
     batches = train_batches(settings, splits, device, processes)
@@ -225,6 +225,7 @@ def sync(composed: DictConfig, processes: Processes) -> None:
         settings = {**settings, "wandb": wandb_settings(settings, composed)}
         if processes.is_main:
             with locked(folder):
+                log_to(folder / "run.log")
                 name = bring(folder, settings, wandb_id, terminal.line)
             terminal.line(f"{source} is at W&B as {name}")
 

@@ -161,6 +161,15 @@ def test_a_download_that_is_not_whole_is_refused_and_leaves_nothing(
     assert "\n" not in said and not list(tmp_path.glob("cache/**/*.p*"))
 
 
+def test_the_last_checkpoint_never_stands_in_for_a_best_that_cannot_be_asked_for(
+    server, logged, tmp_path
+):
+    _, name = logged
+    server.fail(403, path=lambda request: request.operation == "ArtifactMembershipByName")
+    said = fetched(server, tmp_path, name)
+    assert said.startswith(f"Error: checkpoint={name} is neither a file nor a W&B run")
+
+
 def test_what_is_not_there_is_said_in_a_sentence(server, logged, tmp_path):
     _, name = logged
     missing = name.rpartition("/")[0] + "/nobody"

@@ -199,6 +199,15 @@ def test_killed_and_started_again(server, tmp_path, undisturbed, mode, after):
     arrive(server, tmp_path)
 
 
+def test_watched_gradients_come_between_the_epochs(server, tmp_path):
+    finish(start(server, tmp_path, *RUN, "wandb.watch=true", "train.max_epochs=9"))
+    (mirrored,) = server.runs.values()
+    rows = [row for row in mirrored.history if "val/nelbo" in row]
+    assert [row["epoch"] for row in rows] == list(range(1, 10))
+    watched = [row for row in mirrored.history if any(k.startswith("gradients/") for k in row)]
+    assert len(watched) == 1  # 117 steps
+
+
 def test_another_machine_goes_on_with_a_run(server, tmp_path, undisturbed):
     """By its name alone: the same W&B run, the same folder, the same figures as uninterrupted."""
     one, other = tmp_path / "one", tmp_path / "other"

@@ -157,16 +157,16 @@ def recorded_settings(path: Path, setting: str) -> dict:
     return content["config"]
 
 
-def initialise(model: LadderVAE, source: str) -> None:
+def initialise(model: LadderVAE, path: Path) -> None:
     """Start a model from the weights of a checkpoint of the same architecture: train.init_from.
 
     Raises:
         ValueError: one sentence, if it is of another one, or cannot be read.
     """
-    content = read(locate(source), setting="train.init_from")
+    content = read(path, setting="train.init_from")
     if not published.is_published(content) and content.get("format") != FORMAT:
-        raise ValueError(f"train.init_from={source} is no checkpoint of a model: name another.")
-    _load(model, content, f"train.init_from={source}", "use the settings it was trained with")
+        raise ValueError(f"train.init_from={path} is no checkpoint of a model: name another.")
+    _load(model, content, f"train.init_from={path}", "use the settings it was trained with")
 
 
 def _load(model: LadderVAE, content: dict, named: str, remedy: str) -> None:

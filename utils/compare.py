@@ -90,7 +90,7 @@ def sources(wanted: Sequence[str]) -> list[str]:
 def stored(source: str, task: dict, runs_dir: str, overrides: Sequence[str]) -> Run | None:
     """The run's scores where they are on disk and are what the task asks for."""
     home = checkpoint.home(source, runs_dir)
-    file = checkpoint.locate(source)
+    file = checkpoint.locate(source, runs_dir)
     folder = Path(source).expanduser()
     tested = folder.is_dir() and not file.exists()  # holds scores and no checkpoint
     for stem in (RESULTS, f"{task['split']}_scores"):

@@ -9,6 +9,7 @@ from utils.config import ConfigError
 from utils.results import flat
 from utils.runs import RESULTS
 from utils.sinks import LocalSink
+from utils.terminal import one_line
 from utils.wandb_client import METRICS, WandbSink, upload_records
 
 
@@ -42,10 +43,9 @@ def sync(folder: Path, settings: dict, wandb_id: str, tell: Callable[[str], None
         _send(sink, folder, rows)
         sink.check_arrival()
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"run={folder} has not arrived at W&B ({reason}): check the network and `wandb login`, "
-            "and try again."
+            f"run={folder} has not arrived at W&B ({one_line(error)}): check the network and "
+            "`wandb login`, and try again."
         ) from error
     return sink.path
 

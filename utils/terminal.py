@@ -13,6 +13,11 @@ from rich.text import Text
 log = logging.getLogger("ladder_vae")
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, short enough to be part of a sentence."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class Bar:
     """A running progress bar."""
 

@@ -10,7 +10,7 @@ from torch import nn
 from utils.runs import RunFolder
 from utils.sinks import LocalSink, Sink
 from utils.tensorboard_sink import TensorBoardSink
-from utils.terminal import Terminal
+from utils.terminal import Terminal, one_line
 from utils.wandb_client import METRICS, WandbSink
 
 log = logging.getLogger("ladder_vae")
@@ -98,9 +98,8 @@ def open_tracker(
                 break
             except Exception as error:
                 log.exception("W&B")
-                reason = " ".join(str(error).split())[:150]
                 instead = "without it" if wanted == "offline" else "recording offline instead"
-                terminal.line(f"W&B (mode {wanted}) could not start, {instead}: {reason}")
+                terminal.line(f"W&B (mode {wanted}) could not start, {instead}: {one_line(error)}")
     tracker = Tracker(folder.path, sinks)
     try:
         yield tracker

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import logging
 import os
 import re
@@ -20,8 +19,9 @@ from typing import Any
 
 from torch import nn
 
-from utils.files import write_json
+from utils.offline_records import Records
 from utils.sinks import Sink
+from utils.terminal import one_line
 from utils.version import code_version
 
 log = logging.getLogger("ladder_vae")
@@ -30,13 +30,12 @@ UPLOAD_TIMEOUT = 30  # seconds that a run waits for its checkpoints' upload when
 FINISH_TIMEOUT = 20  # … and for everything else
 ONE_UPLOAD = 3600  # seconds that one checkpoint may take while the run goes on
 UPLOAD_EVERY = 1800.0  # seconds between uploads while a run goes on
-ARRIVAL, SLOWEST = (
-    8,
-    1e6,
-)  # seconds until W&B shows a small file it was sent; bytes/s of a large one
+ARRIVAL = 8  # seconds until W&B shows a small file that it was sent; a large one may take …
+SLOWEST = 1e6  # … a second more for so many bytes
 TRIES = 3  # of a download or an upload
 RUN_FILE = "last_chpt.pth"  # the name that the published code gives its checkpoints
 METRICS = "metrics.jsonl"
+WATCH_EVERY = 100  # optimiser steps between histograms of gradients
 ROWS, FINAL = 10, 5  # positions in W&B's history per optimiser step; the first after training
 OWN_DATA_DIR = os.environ.get("WANDB_DATA_DIR")
 REMOTE = re.compile(r"(?P<run>[\w.-]+/[\w.-]+/[\w.-]+)(:(?P<alias>[\w.-]+))?")
@@ -101,7 +100,7 @@ class WandbSink(Sink):
         for key in ("val/loss", "val/nelbo"):
             self.run.define_metric(key, step_metric="epoch", summary="min")
         if settings["watch"] and model is not None:
-            self.run.watch(model)
+            self.run.watch(model, log_freq=WATCH_EVERY)
         if self.run.offline:
             self.next = self.records.start(Path(self.run.dir).parent.name)
         else:
@@ -174,16 +173,18 @@ class WandbSink(Sink):
             self._start_upload()
 
     def _start_upload(self) -> None:
-        if self.upload is not None:
-            self.upload.join(UPLOAD_TIMEOUT)
-        waiting, self.waiting = self.waiting, {}
-        self.uploaded, self.trouble = time.monotonic(), None
-        self.upload = Thread(target=self._upload, args=(waiting,), daemon=True)
+        waiting, self.waiting, self.uploaded = self.waiting, {}, time.monotonic()
+        self.upload = Thread(target=self._upload, args=(waiting, self.upload), daemon=True)
         self.upload.start()
 
-    def _upload(self, waiting: dict[str, tuple[Path, dict]]) -> None:
-        """Versions of one artifact, by alias; the last and the metrics also as files of the run."""
-        last = waiting.get("last")
+    def _upload(self, wanted: dict[str, tuple[Path, dict]], before: Thread | None) -> None:
+        """Versions of one artifact, by alias; the last and the metrics also as files of the run.
+
+        One upload after another. What cannot be uploaded waits for the next, unless that has newer.
+        """
+        if before is not None:
+            before.join()
+        waiting, last = dict(wanted), wanted.get("last")
         for attempt in range(TRIES):
             try:
                 saved = []
@@ -201,20 +202,22 @@ class WandbSink(Sink):
                 log.exception("W&B upload, try %d", attempt + 1)
                 self.trouble = error
                 time.sleep(2.0**attempt)
+        for name, item in wanted.items():
+            self.waiting.setdefault(name, item)
 
     def _log_artifact(self, name: str, path: Path, facts: dict) -> None:
         """A new version, seen to be there whole."""
         artifact = self.wandb.Artifact(self.name, type="model", metadata=facts)
         entry = artifact.add_file(str(path), name=f"{name}.pth")  # copied: it may be replaced
         artifact.metadata.update(md5=entry.digest, bytes=entry.size)
-        self.run.log_artifact(artifact, aliases=[name])
+        own = f"{name}-{self.run.id}"  # runs with the same settings share the artifact
+        self.run.log_artifact(artifact, aliases=[name, own])
         if self.run.offline:
             return
         artifact.wait(timeout=ONE_UPLOAD)
-        collection = self.path.rpartition("/")[0] + f"/{self.name}:{name}"
-        there = _in_artifact(self.wandb.Api(timeout=INIT_TIMEOUT).artifact(collection))
+        there = _version(self.wandb.Api(timeout=INIT_TIMEOUT), self.path, self.name, name)
         if there is None or (there.digest, there.size) != (entry.digest, entry.size):
-            raise OSError(f"W&B has another {collection} than it was sent")
+            raise OSError(f"W&B has another {self.name}:{own} than it was sent")
 
     def _save(self, path: Path, name: str) -> Path:
         """A copy of a file as a file of the run, which the client sends in its own time."""
@@ -240,11 +243,11 @@ class WandbSink(Sink):
             self._start_upload()
         if self.upload is not None:
             self.upload.join(UPLOAD_TIMEOUT)
-            if self.upload.is_alive():
+            if self.upload.is_alive() and self.trouble is None:
                 self.trouble = TimeoutError(f"no end of it in {UPLOAD_TIMEOUT} s")
         later = f"task=sync run={self.folder} uploads"
         if self.trouble is not None:
-            reason = _reason(self.trouble)
+            reason = one_line(self.trouble)
             self.tell(f"W&B has not got the newest checkpoints ({reason}); {later} them.")
         elif self.run.offline:
             self.tell(f"Recorded for W&B offline; {later} it.")
@@ -267,48 +270,6 @@ class WandbSink(Sink):
         self.records.end(self.next)
 
 
-class Records:
-    """Which offline records a run's folder has, and up to which position they are complete.
-
-    wandb/recorded.json: {"end": position, "first": {record: position}}. A record that a kill cut
-    short may lack its last rows; the next one repeats it from its first, in its place.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder / "wandb"
-        self.file = self.folder / "recorded.json"
-        self.end_position, self.first = 0, {}
-        if self.file.exists():
-            found = json.loads(self.file.read_text())
-            self.end_position, self.first = found["end"], found["first"]
-
-    def set_aside(self) -> None:
-        """Rename records that were cut short."""
-        for record, first in list(self.first.items()):
-            path = self.folder / record
-            if first == self.end_position and path.exists() and not self.synced(record):
-                path.rename(path.with_name(f"cut-short-{record}"))
-                del self.first[record]
-
-    def start(self, record: str) -> int:
-        """A new one; its first position."""
-        self.first[record] = self.end_position
-        self._write()
-        return self.end_position
-
-    def end(self, position: int) -> None:
-        """Everything before `position` is recorded."""
-        self.end_position = position
-        self._write()
-
-    def synced(self, record: str) -> bool:
-        """Whether W&B's client has marked it as uploaded."""
-        return bool(list((self.folder / record).glob("*.synced")))
-
-    def _write(self) -> None:
-        write_json(self.file, {"end": self.end_position, "first": self.first})
-
-
 def is_remote(source: str | Path) -> bool:
     """Whether a checkpoint's name is of W&B: entity/project/run_id or entity/project/name:alias."""
     return not Path(source).expanduser().exists() and bool(REMOTE.fullmatch(str(source)))
@@ -329,12 +290,12 @@ def fetch(source: str, cache: Path, local: list[Path]) -> Path:
     except Exception as error:
         copies = sorted(cache.glob(f"*/{kept}"), key=lambda path: path.stat().st_mtime)
         if copies:
-            text = f"W&B could not be asked ({_reason(error)}): this is the copy fetched last."
+            text = f"W&B could not be asked ({one_line(error)}): this is the copy fetched last."
             warnings.warn(f"checkpoint={source}: {text}", stacklevel=2)
             return copies[-1]
         raise ValueError(
             f"checkpoint={source} is neither a file nor a W&B run or artifact that can be read "
-            f"({_reason(error)}): check the name, the network and `wandb login`."
+            f"({one_line(error)}): check the name, the network and `wandb login`."
         ) from error
     if found is None:
         raise ValueError(
@@ -372,12 +333,11 @@ def fetch_run(run: str, setup: dict, cache: Path) -> FetchedRun:
             entity = setup["entity"] or os.environ.get("WANDB_ENTITY") or api.default_entity
             run = f"{entity}/{setup['project']}/{run}"
         logged = api.run(run)
-        versions = f"{run.rpartition('/')[0]}/{logged.name}"
-        last = _artifact(api, f"{versions}:last") or _run_file(logged, RUN_FILE)
-        best, metrics = _artifact(api, f"{versions}:best"), _run_file(logged, METRICS)
+        last = _version(api, run, logged.name, "last") or _run_file(logged, RUN_FILE)
+        best, metrics = _version(api, run, logged.name, "best"), _run_file(logged, METRICS)
     except Exception as error:
         raise ValueError(
-            f"{named} is neither of a run in runs_dir nor of one at W&B ({_reason(error)}): check "
+            f"{named} is neither of a run in runs_dir nor of one at W&B ({one_line(error)}): check "
             "the id, wandb.setup, the network and `wandb login`."
         ) from error
     if last is None:
@@ -409,17 +369,18 @@ def _find(api: Any, run: str, alias: str | None) -> Stored | None:
     if alias is not None:
         return _in_artifact(api.artifact(f"{run}:{alias}"))
     logged = api.run(run)
-    best = _artifact(api, f"{run.rpartition('/')[0]}/{logged.name}:best")
-    return best or _run_file(logged, RUN_FILE)
+    return _version(api, run, logged.name, "best") or _run_file(logged, RUN_FILE)
 
 
-def _artifact(api: Any, name: str) -> Stored | None:
-    """The checkpoint of an artifact that may not be there."""
+def _version(api: Any, run: str, name: str, alias: str) -> Stored | None:
+    """A run's own best or last checkpoint; None where there is no such artifact."""
+    project, _, run_id = run.rpartition("/")
     try:
-        return _in_artifact(api.artifact(name))
+        return _in_artifact(api.artifact(f"{project}/{name}:{alias}-{run_id}"))
     except Exception as error:
-        log.info("no artifact %s: %s", name, error)
-        return None
+        if "not found" in str(error):  # the client's words; else W&B could not be asked
+            return None
+        raise
 
 
 def _in_artifact(artifact: Any) -> Stored | None:
@@ -468,7 +429,7 @@ def _download(found: Stored, named: str, cache: Path, name: str) -> Path:
                     return kept
                 reason = f"{path.stat().st_size:,} of {found.size:,} bytes, or other ones"
             except Exception as error:
-                reason = _reason(error)
+                reason = one_line(error)
         log.info("%s, try %d: %s", named, attempt + 1, reason)
     raise ValueError(
         f"{named} could not be fetched whole from W&B in {TRIES} tries ({reason}): try again later."
@@ -487,11 +448,6 @@ def upload_records(folder: Path, position: Callable[[int], int]) -> None:
         command = [sys.executable, "-m", "wandb", "sync", str(records.folder / record)]
         found = subprocess.run(command, capture_output=True, text=True)
         log.info("wandb sync: %s %s", found.stdout, found.stderr)
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, on one short line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def md5(path: Path) -> str:
