@@ -99,8 +99,12 @@ def train(composed: DictConfig, processes: Processes) -> None:
             tracker,
             terminal,
         )
-        if distributed.main_first(processes, folder.last.exists):
-            trainer.restore(checkpoint.read(folder.last, device))
+        saved = distributed.main_first(processes, lambda: checkpoint.newest(folder.last))
+        if saved is not None:
+            content, trouble = saved
+            trainer.restore(content)
+            if trouble:
+                terminal.line(trouble)
         elif initial is None:  # else its weights go with its own context
             model.fit_context(batches.images, splits.max_value)
         tracker.begin(trainer.progress.step)

@@ -1,16 +1,21 @@
 """Checkpoints load alone, without running anything, or say in one sentence why not."""
 
+import json
 import os
+import subprocess
+import sys
+from dataclasses import asdict
 
 import pytest
 import torch
 
-from tests.conftest import compose, shrunk
+from tests.conftest import ROOT, compose, shrunk
 from utils import checkpoint
 from utils.build import build_model
 from utils.checkpoint import load_model
 from utils.config import without_secrets
-from utils.files import atomic_write
+from utils.files import atomic_write, verified_write
+from utils.trainer import Progress
 
 EXPERIMENT = "digits_dct_ladder"
 
@@ -33,6 +38,7 @@ def trained(tmp_path):
     model = build_model(settings)
     averaged = {f"module.{k}": v + 1 for k, v in model.state_dict().items()}
     state = {"model": model.state_dict(), "ema": {"n_averaged": torch.tensor(2), **averaged}}
+    state["progress"] = asdict(Progress(epoch=2, step=20, best=1.5))
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").touch()
     path = tmp_path / "run" / "checkpoints" / "best.pth"
@@ -108,15 +114,121 @@ def test_a_model_starts_from_anothers_weights(trained, tmp_path):
     path, model = trained
     settings = compose(EXPERIMENT, *shrunk(EXPERIMENT))
     fresh = build_model(settings)
-    checkpoint.initialise(fresh, str(path))
+    checkpoint.initialise(fresh, path)
     for name, value in fresh.state_dict().items():
         assert torch.equal(value, model.state_dict()[name] + 1)  # the average
     wider = build_model(compose(EXPERIMENT, *shrunk(EXPERIMENT), "model.num_ch=32"))
     with pytest.raises(ValueError, match=r"train\.init_from=.*use the settings it was"):
-        checkpoint.initialise(wider, str(path))
+        checkpoint.initialise(wider, path)
     other = tmp_path / "other.pth"
     torch.save({"weights": torch.zeros(2)}, other)
     with pytest.raises(ValueError, match=r"train\.init_from=.*is no checkpoint of a model"):
-        checkpoint.initialise(fresh, str(other))
+        checkpoint.initialise(fresh, other)
     with pytest.raises(ValueError, match=r"train\.init_from=.*is not a file"):
-        checkpoint.initialise(fresh, str(tmp_path / "none.pth"))
+        checkpoint.initialise(fresh, tmp_path / "none.pth")
+
+
+def step_state(step):
+    """A state with one large tensor that its step determines."""
+    generator = torch.Generator().manual_seed(step)
+    weights = {"weight": torch.randn(100_000, generator=generator)}
+    return {"model": weights, "ema": None, "progress": asdict(Progress(step=step))}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone"])
+def test_a_damaged_file_gives_way_to_the_one_before(tmp_path, damage):
+    path = tmp_path / "last.pth"
+    assert checkpoint.newest(path) is None
+    for step in (1, 2, 3):
+        checkpoint.save(path, {}, step_state(step))
+    content, trouble = checkpoint.newest(path)
+    assert content["progress"]["step"] == 3 and trouble is None
+    recorded = json.loads((tmp_path / "manifest.json").read_text())["last"]
+    assert [entry["step"] for entry in recorded] == [3, 2, 1]
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        middle = len(data) // 2
+        flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+        path.write_bytes({"cut": data[:middle], "flipped": flipped, "empty": b""}[damage])
+    content, trouble = checkpoint.newest(path)
+    assert content["progress"]["step"] == 2
+    assert torch.equal(content["model"]["weight"], step_state(2)["model"]["weight"])
+    if damage != "gone":
+        assert "last.pth is damaged" in trouble and "from last.previous.pth" in trouble
+        assert "\n" not in trouble
+    checkpoint.previous(path).write_bytes(b"")
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoint.newest(path)
+
+
+def test_files_without_a_record_are_taken_up(tmp_path):
+    """Of a version that kept none, or fetched."""
+    path = tmp_path / "last.pth"
+    checkpoint.save(path, {}, step_state(1))
+    (tmp_path / "manifest.json").unlink()
+    assert checkpoint.newest(path)[0]["progress"]["step"] == 1
+    checkpoint.save(path, {}, step_state(2))
+    path.write_bytes(b"")
+    assert checkpoint.newest(path)[0]["progress"]["step"] == 1
+    (tmp_path / "manifest.json").write_text("{")
+    assert checkpoint.newest(path)[0]["progress"]["step"] == 1
+
+
+def test_what_comes_back_another_is_not_kept(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    checkpoint.save(path, {}, step_state(1))
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr("utils.files.sha256", lambda path: "0" * 64)
+    with pytest.raises(OSError, match="was not written as it should be"):
+        verified_write(tmp_path / "other", lambda file: file.write(b"new"))
+    with pytest.raises(OSError, match="was not written as it should be"):
+        checkpoint.save(path, {}, step_state(2))
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+# Imports take seconds: forks of one process save, and are killed at any moment of it.
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from tests.test_checkpoint import step_state
+from utils import checkpoint
+torch.set_num_threads(1)
+random.seed(0)
+path, step = Path(sys.argv[1], "last.pth"), 1
+for _ in range(200):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        while True:
+            checkpoint.save(path, {}, step_state(step))
+            os.write(writing, b".")
+            step += 1
+    os.close(writing)
+    reported = step - 1 + len(os.read(reading, 1))
+    time.sleep(random.uniform(0.0, 0.15))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while part := os.read(reading, 1000):
+        reported += len(part)
+    os.close(reading)
+    found, _ = checkpoint.newest(path)
+    newest = found["progress"]["step"]
+    assert torch.equal(found["model"]["weight"], step_state(newest)["model"]["weight"])
+    print(reported, newest)
+    step = newest + 1
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_saving_a_good_one_is_always_there(tmp_path):
+    """200 times, at any moment: what was reported as saved, or the next, is what is found."""
+    script = [sys.executable, "-c", KILLED, str(tmp_path)]
+    found = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    kills = [tuple(map(int, line.split())) for line in found.stdout.splitlines()]
+    assert len(kills) == 200
+    assert {newest - reported for reported, newest in kills} <= {0, 1}

@@ -286,7 +286,9 @@ def test_a_sweep_by_the_agent(server, tmp_path):
         commands.append({**command, "id": str(number), "run_id": f"agents{number}"})
     server.sweeps["sweep1"] = (yaml.safe_dump(sweep), commands)
     agent = [sys.executable, "-m", "wandb", "agent", f"{ENTITY}/ladders/sweep1"]
-    finish(start(server, tmp_path, command=agent))
+    process = start(server, tmp_path, command=agent)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
     assert sorted(server.runs) == ["agents0", "agents1"]
     for number, run in enumerate(server.runs.values()):
         assert run.project == "ladders" and sweep["metric"]["name"] in run.summary

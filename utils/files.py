@@ -10,6 +10,51 @@ from typing import BinaryIO
 import numpy as np
 
 
+class Hashing:
+    """Writes on to a file and digests what it was given."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """To the file and the digest."""
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """The file's."""
+        self.file.flush()
+
+
+def verified_write(path: Path, write: Callable[[Hashing], object]) -> str:
+    """Write a file, flush it to the disk, and read it back from there; its SHA-256.
+
+    Raises:
+        OSError: if it cannot be written, or comes back another; it is then removed.
+    """
+    try:
+        with open(path, "wb") as file:
+            hashing = Hashing(file)
+            write(hashing)
+            file.flush()
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):  # else it would be read from memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        digest = hashing.sha256.hexdigest()
+        if sha256(path) != digest:
+            raise OSError(f"{path} was not written as it should be: the disk may be failing.")
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return digest
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256 in hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     """Write beside `path`, flush to the disk, then rename: a reader never sees half a file."""
     partial = path.with_name(path.name + ".partial")
@@ -23,8 +68,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> Path:
 
 def file_digest(path: Path) -> str:
     """Sixteen hex digits of a file's SHA-256."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return sha256(path)[:16]
 
 
 def write_json(path: Path, content: dict) -> Path:

@@ -2,7 +2,8 @@
 
 <name>-seed<seed>-<digest>/
     config.yaml  run.json  run.log  metrics.jsonl  results.json (when finished)
-    checkpoints/last.pth  best.pth     figures/*.png     wandb/
+    checkpoints/last.pth  best.pth  manifest.json, and the ones before: last.previous.pth, …
+    figures/*.png     wandb/
 """
 
 import fcntl
