@@ -101,7 +101,8 @@ def test_the_same_command_continues_a_run_that_was_stopped(trained, tmp_path, nu
         text=True,
     )
     end = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/*/checkpoints/last.pth")) and time.monotonic() < end:
+    second = "runs/*/checkpoints/last.previous.pth"  # the first is of no step
+    while not list(tmp_path.glob(second)) and time.monotonic() < end:
         time.sleep(0.01)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -146,3 +147,22 @@ def test_two_processes_share_one_run(tmp_path):
     assert found.stdout.count("epoch    1") == 1 and found.stderr == ""
     assert len(metrics(only_run(tmp_path))) == 2
     assert json.loads((only_run(tmp_path) / "results.json").read_text())["bound"]["images"] == FEW
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_checkpoints_that_do_not_fit_are_told_at_once(tmp_path, policy):
+    """As by a quota: no file may be over 100 kB."""
+    arguments = [*PLAIN, *QUIET, f"train.on_save_error={policy}"]
+    limited = ("bash", "-c", 'ulimit -f 100; exec "$@"', "bash")
+    found = call(tmp_path, *arguments, launcher=limited, status=1)
+    run = only_run(tmp_path)
+    assert not list((run / "checkpoints").iterdir())
+    told = "the checkpoint last.pth could not be written ([Errno 27] File too large"
+    if policy == "stop":
+        assert found.stderr.startswith(f"Error: Training stopped at step 0: {told}")
+        assert found.stderr.count("\n") == 1 and metrics(run) == []
+    else:
+        assert f"Note: {told}" in found.stdout and len(metrics(run)) == 2
+        assert "best.pth is not a file" in found.stderr
+    output = call(tmp_path, *arguments).stdout  # with room again
+    assert (run / "results.json").exists() and "continuing" not in output

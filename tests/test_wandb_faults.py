@@ -214,7 +214,7 @@ def test_another_machine_goes_on_with_a_run(server, tmp_path, undisturbed):
     one.mkdir()
     other.mkdir()
     process = start(server, one, *RUN)
-    wait_for(lambda: list(one.glob("runs/*/checkpoints/last.pth")), process)
+    wait_for(lambda: list(one.glob("runs/*/checkpoints/best.pth")), process)
     process.send_signal(signal.SIGTERM)
     finish(process, status=130)
     before = only_run(one)

@@ -177,6 +177,7 @@ RULES: dict[str, Rule] = {
     "train.early_stopping_epochs": maybe(whole(1)),
     "train.eval_freq": whole(1, free=True),
     "train.checkpoint_every": number(0, free=True),
+    "train.on_save_error": one_of("stop", "continue", free=True),
     "train.use_amp": flag(),
     "train.ema_rate": Rule(number(0, 0.999999).accepts, "a number from 0 to under 1"),
     "train.acc_grad": whole(1),

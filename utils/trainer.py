@@ -22,7 +22,7 @@ from model.objective import LossModule, Objective, bits_per_dim
 from utils import distributed
 from utils.collapse import CollapseReport
 from utils.evaluation import posterior_collapse
-from utils.terminal import Terminal
+from utils.terminal import Terminal, one_line
 from utils.tracking import Tracker
 
 TRAINING = 100  # keys the noise of training apart from evaluation's
@@ -115,17 +115,33 @@ class Trainer:
         """Train until max_epochs or until validation stops improving.
 
         Raises:
-            TrainingStopped: on a non-finite loss or gradient, or nothing but skipped steps.
+            TrainingStopped: on a non-finite loss or gradient, nothing but skipped steps, or a
+                checkpoint that cannot be written.
             Interrupted: after Ctrl-C or SIGTERM, once the step is finished and saved.
         """
         handlers = {s: signal.signal(s, self._ask_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
+            if self.progress.step == 0:  # what would keep checkpoints from being written shows now
+                self._save("last")
             while self.progress.epoch < self.settings["max_epochs"] and not self._out_of_patience():
                 self._train_epoch()
                 self._end_epoch()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+    def _save(self, name: str) -> None:
+        """A checkpoint; where it cannot be written, train.on_save_error says what follows."""
+        try:
+            self.save(name, self.state())
+        except OSError as error:
+            told = f"the checkpoint {name}.pth could not be written ({one_line(error)})"
+            if self.settings["on_save_error"] == "stop":
+                raise TrainingStopped(
+                    f"Training stopped at step {self.progress.step}: {told}; make room and repeat "
+                    "the command, or let it go on without by train.on_save_error=continue."
+                ) from error
+            self.terminal.line(f"Note: {told}; training goes on and tries again at the next one.")
 
     def _ask_stop(self, number: int, frame: object) -> None:
         if self.stop_asked:  # asked twice: at once
@@ -150,10 +166,10 @@ class Trainer:
                 p.seconds += time.perf_counter() - began
                 bar.advance(self._progress_text())
                 if distributed.any_process(self.stop_asked):
-                    self.save("last", self.state())
+                    self._save("last")
                     raise Interrupted
                 if time.monotonic() - saved > 60.0 * self.settings["checkpoint_every"]:
-                    self.save("last", self.state())
+                    self._save("last")
                     saved = time.monotonic()
 
     def _train_step(self, passes: list[Batch], beta: float) -> None:
@@ -243,8 +259,8 @@ class Trainer:
         p.epoch, p.batch, p.seconds, p.sums = p.epoch + 1, 0, 0.0, []
         if improved:
             p.best, p.best_epoch = loss, p.epoch
-            self.save("best", self.state())
-        self.save("last", self.state())
+            self._save("best")
+        self._save("last")
         if draw:
             self.draw(self.evaluated, p.epoch, p.step)
             histograms = collapse.log_variances().items()
