@@ -230,7 +230,7 @@ def sync(composed: DictConfig, processes: Processes) -> None:
         if processes.is_main:
             with locked(folder):
                 log_to(folder / "run.log")
-                name = bring(folder, settings, wandb_id, terminal.line)
+                name = bring(folder, settings, wandb_id)
             terminal.line(f"{source} is at W&B as {name}")
 
 

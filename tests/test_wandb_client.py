@@ -36,12 +36,12 @@ def well(server):
     server.clear_faults()
 
 
-def run(server, folder, command, *arguments):
+def run(server, folder, command, *arguments, **variables):
     """A process that knows the server; its output."""
     found = subprocess.run(
         [*command, *arguments],
         cwd=folder,
-        env=connected(server, folder),
+        env={**connected(server, folder), **variables},
         capture_output=True,
         text=True,
         timeout=240,
@@ -222,7 +222,8 @@ def test_an_offline_run_is_uploaded_later_and_seen_to_arrive(server, tmp_path):
     local = only_run(tmp_path)
     identity = json.loads((local / "run.json").read_text())["wandb_id"]
     assert identity not in server.runs
-    found = run(server, tmp_path, COMMAND, "task=sync", "run=runs/*")
+    entity = f"wandb.setup.entity={ENTITY}"
+    found = run(server, tmp_path, COMMAND, "task=sync", "run=runs/*", entity, WANDB_ENTITY="")
     assert found.returncode == 0 and f"/{identity}" in found.stdout, found.stderr
     mirrored = server.run(identity)
     assert [row["epoch"] for row in mirrored.history if "val/nelbo" in row] == [1]

@@ -40,7 +40,7 @@ SYNC = """
 from pathlib import Path
 from utils.config import compose, resolve
 from utils.mirror import sync
-print(sync(Path("run").absolute(), resolve(compose(["experiment=digits_ladder"])), "cut", print))
+print(sync(Path("run").absolute(), resolve(compose(["experiment=digits_ladder"])), "cut"))
 """
 END, AT_ONCE, LATER = -1, 0, 2.5  # how a piece ends: well, or killed so many seconds after a row
 

@@ -604,6 +604,7 @@ def _heartbeat(server: WandbServer, variables: dict) -> dict:
 # The client can do without any other: it takes an error for an answer.
 OPERATIONS = {
     "Viewer": _viewer,
+    "GetDefaultEntity": _viewer,
     "ServerFeaturesQuery": _server_features,
     "UpsertBucket": _upsert_run,
     "RunResumeStatus": _resume_status,

@@ -1,7 +1,7 @@
 """task=sync: what a run's folder holds, brought to W&B."""
 
 import json
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 from utils import checkpoint
@@ -12,8 +12,10 @@ from utils.sinks import LocalSink
 from utils.terminal import one_line
 from utils.wandb_client import METRICS, WandbSink, upload_records
 
+log = logging.getLogger("ladder_vae")
 
-def sync(folder: Path, settings: dict, wandb_id: str, tell: Callable[[str], None]) -> str:
+
+def sync(folder: Path, settings: dict, wandb_id: str) -> str:
     """Bring W&B up to date with a run that is not being trained; the run's name there.
 
     The records made offline go first, for what only they hold (pictures and histograms of every
@@ -29,7 +31,7 @@ def sync(folder: Path, settings: dict, wandb_id: str, tell: Callable[[str], None
 
     def session() -> WandbSink:
         group = settings["wandb"]
-        return WandbSink(group, folder, folder.name, wandb_id, settings, None, "online", tell)
+        return WandbSink(group, folder, folder.name, wandb_id, settings, None, "online", log.info)
 
     def caught_up(position: int) -> int:
         sink = session()
