@@ -106,7 +106,7 @@ def test_a_server_that_is_away_or_refuses_at_the_start(server, tmp_path, undistu
         said = ""
         while OFFLINE_LINE not in said:
             said = process.stdout.readline()
-            assert said and time.monotonic() - began < 40  # 30 and the start of Python
+            assert said and time.monotonic() - began < 35  # 30 and the start of Python
     assert "task=sync run=" in finish(process)
     check(tmp_path, undisturbed)
     server.clear_faults()
