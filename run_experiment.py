@@ -142,7 +142,7 @@ def train_settings(
         fetched = distributed.main_first(
             processes, lambda: wandb_client.fetch_run(wanted, setup, place)
         )
-        recorded = checkpoint.recorded_settings(fetched.last, "train.resume_id")
+        recorded = checkpoint.settings_in(fetched.last, "train.resume_id")
         recorded["wandb"]["setup"].update(entity=fetched.entity, project=fetched.project)
     settings = config.override_settings(recorded, HydraConfig.get().overrides.task)
     own = {"task": config.resolve(composed.task), "wandb": wandb_settings(recorded, composed)}
@@ -219,8 +219,8 @@ def sync(composed: DictConfig, processes: Processes) -> None:
     from utils.mirror import sync as bring
 
     terminal = Terminal(processes.is_main)
-    found = matching(composed.run or "")
-    if not found or not composed.run:
+    found = matching(composed.run) if composed.run else []
+    if not found:
         raise config.ConfigError(
             f"run={composed.run} names no run: task=sync needs run=… (its folder, or a pattern)."
         )

@@ -197,8 +197,9 @@ class DiffusionPrior(nn.Module):
 
     def sample(self, n: int, active: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
         """Ancestral sampling from N(0, I), the mean at t = 0: (n, C, d, d), not quantised."""
-        *_, u = self.sampling_path(n, active, noise, temperature)
-        return u
+        for u in self.sampling_path(n, active, noise, temperature):
+            last = u  # the others are not kept: there may be a thousand
+        return last
 
     def sampling_path(
         self, n: int, active: Tensor, noise: Noise, temperature: float = 1.0

@@ -211,7 +211,7 @@ def load_model(
     return model.eval(), OmegaConf.create(settings)
 
 
-def recorded_settings(path: Path, setting: str) -> dict:
+def settings_in(path: Path, setting: str) -> dict:
     """The settings in a checkpoint of this project.
 
     Raises:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,11 +34,10 @@ def verified_write(path: Path, write: Callable[[Hashing], object]) -> str:
         OSError: if it cannot be written, or comes back another; it is then removed.
     """
     try:
-        with open(path, "wb") as file:
+        with _to_disk(path) as file:
             hashing = Hashing(file)
             write(hashing)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(path, "rb") as file:
             if hasattr(os, "posix_fadvise"):  # else it would be read from memory
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         digest = hashing.sha256.hexdigest()
@@ -49,6 +49,15 @@ def verified_write(path: Path, write: Callable[[Hashing], object]) -> str:
     return digest
 
 
+@contextmanager
+def _to_disk(path: Path) -> Iterator[BinaryIO]:
+    """A new file, flushed to the disk when its block ends well."""
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sha256(path: Path) -> str:
     """A file's SHA-256 in hex digits."""
     with open(path, "rb") as file:
@@ -58,10 +67,8 @@ def sha256(path: Path) -> str:
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     """Write beside `path`, flush to the disk, then rename: a reader never sees half a file."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with _to_disk(partial) as file:
         write(file)
-        file.flush()
-        os.fsync(file.fileno())
     os.replace(partial, path)
     return path
 

@@ -8,9 +8,9 @@ from utils import checkpoint
 from utils.config import ConfigError
 from utils.results import flat
 from utils.runs import RESULTS
-from utils.sinks import LocalSink
+from utils.sinks import METRICS, LocalSink
 from utils.terminal import one_line
-from utils.wandb_client import METRICS, WandbSink, upload_records
+from utils.wandb_client import WandbSink, upload_records
 
 log = logging.getLogger("ladder_vae")
 

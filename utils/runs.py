@@ -25,7 +25,8 @@ from utils import checkpoint
 from utils.config import ConfigError, run_name, without_secrets
 from utils.distributed import Processes, main_first
 from utils.files import atomic_write, write_json, write_scores
-from utils.wandb_client import METRICS, FetchedRun
+from utils.sinks import METRICS
+from utils.wandb_client import FetchedRun
 
 log = logging.getLogger("ladder_vae")
 

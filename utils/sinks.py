@@ -9,6 +9,8 @@ from utils.files import atomic_write
 
 log = logging.getLogger("ladder_vae")
 
+METRICS = "metrics.jsonl"  # in a run's folder: what LocalSink writes
+
 
 class Sink(ABC):
     """Where metrics and pictures go. `begin` comes first, `close` last."""

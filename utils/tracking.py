@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from utils.runs import RunFolder
-from utils.sinks import LocalSink, Sink
+from utils.sinks import METRICS, LocalSink, Sink
 from utils.tensorboard_sink import TensorBoardSink
 from utils.terminal import Terminal, one_line
-from utils.wandb_client import METRICS, WandbSink
+from utils.wandb_client import WandbSink
 
 log = logging.getLogger("ladder_vae")
 

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from utils.offline_records import Records
-from utils.sinks import Sink
+from utils.sinks import METRICS, Sink
 from utils.terminal import one_line
 from utils.version import code_version
 
@@ -34,7 +34,6 @@ ARRIVAL = 8  # seconds until W&B shows a small file that it was sent; a large on
 SLOWEST = 1e6  # … a second more for so many bytes
 TRIES = 3  # of a download or an upload
 RUN_FILE = "last_chpt.pth"  # the name that the published code gives its checkpoints
-METRICS = "metrics.jsonl"
 WATCH_EVERY = 100  # optimiser steps between histograms of gradients
 ROWS, FINAL = 10, 5  # positions in W&B's history per optimiser step; the first after training
 OWN_DATA_DIR = os.environ.get("WANDB_DATA_DIR")
@@ -215,7 +214,7 @@ class WandbSink(Sink):
         if self.run.offline:
             return
         artifact.wait(timeout=ONE_UPLOAD)
-        there = _version(self.wandb.Api(timeout=INIT_TIMEOUT), self.path, self.name, name)
+        there = _version(_api(), self.path, self.name, name)
         if there is None or (there.digest, there.size) != (entry.digest, entry.size):
             raise OSError(f"W&B has another {self.name}:{own} than it was sent")
 
@@ -232,7 +231,7 @@ class WandbSink(Sink):
             return
         sent, patience = md5(path), ARRIVAL + path.stat().st_size / SLOWEST
         until = time.monotonic() + patience
-        while self.wandb.Api(timeout=INIT_TIMEOUT).run(self.path).file(path.name).md5 != sent:
+        while _api().run(self.path).file(path.name).md5 != sent:
             if time.monotonic() > until:
                 raise OSError(f"W&B does not show {path.name} {patience:.0f} s after it was sent")
             time.sleep(0.5)
@@ -264,7 +263,7 @@ class WandbSink(Sink):
         if self.trouble is not None:
             raise self.trouble
         if self.next > self.first:  # else it had everything before
-            last = self.wandb.Api(timeout=INIT_TIMEOUT).run(self.path).summary.get("_step", -1)
+            last = _api().run(self.path).summary.get("_step", -1)
             if last < self.next - 1:
                 raise OSError(f"its history ends at position {last}, before {self.next - 1}")
         self.records.end(self.next)
