@@ -26,13 +26,15 @@ from model import LadderVAE
 from utils import build, checkpoint, config, distributed, quality, results, wandb_client
 from utils.distributed import Processes
 from utils.files import write_scores
+from utils.memory import check_memory
 from utils.runs import RunFolder, locked, log_to, matching, recorded_run, recorded_settings
+from utils.saving import Saver
+from utils.signals import INTERRUPTED, Interrupted, Signals
 from utils.terminal import Terminal
 from utils.tracking import open_tracker
-from utils.trainer import Interrupted, Trainer, TrainingStopped
+from utils.trainer import Trainer, TrainingStopped
 from utils.validation import validate
 
-INTERRUPTED = 130  # exit status after Ctrl-C or SIGTERM
 MAIN_PROCESS = os.getpid()
 SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 FAILED: list[Exception] = []  # jobs of this command that ended with an error
@@ -61,6 +63,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
             terminal.line(f"It has no report: task=report checkpoint={folder.path} makes one.")
         return
     device = distributed.pick_device(settings["train"]["device"], processes)
+    check_memory(settings, device, processes.world)
     measures = distributed.main_first(
         processes, lambda: quality.prepare(settings["train"], device, terminal)
     )
@@ -78,13 +81,16 @@ def train(composed: DictConfig, processes: Processes) -> None:
         for split in ("validation", "test")
     )
     with (
+        Signals(settings["train"]["grace_seconds"]) as signals,
         folder.opened(bool(found), fetched),
         open_tracker(settings["wandb"], folder, model, terminal) as tracker,
     ):
         draw = partial(results.draw, folder, tracker, validation.first(results.PICTURED))
 
-        def save(name: str, state: dict) -> None:
-            tracker.checkpoint(name, folder.save(name, state), checkpoint.facts(state))
+        def write(name: str, state: dict) -> None:
+            path = folder.save(name, state)
+            if path in (folder.best, folder.last):
+                tracker.checkpoint(name, path, checkpoint.facts(state))
 
         trainer = Trainer(
             model,
@@ -94,10 +100,11 @@ def train(composed: DictConfig, processes: Processes) -> None:
             optimizer,
             scheduler,
             settings["train"],
-            save,
+            Saver(write) if processes.is_main else None,
             draw,
             tracker,
             terminal,
+            signals,
         )
         saved = distributed.main_first(processes, lambda: checkpoint.newest(folder.last))
         if saved is not None:
@@ -107,7 +114,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
                 terminal.line(trouble)
         elif initial is None:  # else its weights go with its own context
             model.fit_context(batches.images, splits.max_value)
-        tracker.begin(trainer.progress.step)
+        tracker.begin(trainer.progress.epoch)
         results.announce(terminal, folder, splits, trainer, processes)
         tracker.summary(results.parameter_counts(model))
         trainer.fit()
@@ -134,6 +141,7 @@ def train_settings(
     With a run that is not in runs_dir comes what W&B has of it.
     """
     wanted, fetched = composed.train.resume_id, None
+    overrides = HydraConfig.get().overrides.task
     if wanted is None:
         return config.resolve(composed), None
     recorded = recorded_settings(composed.runs_dir, wanted.rpartition("/")[2])
@@ -144,7 +152,10 @@ def train_settings(
         )
         recorded = checkpoint.settings_in(fetched.last, "train.resume_id")
         recorded["wandb"]["setup"].update(entity=fetched.entity, project=fetched.project)
-    settings = config.override_settings(recorded, HydraConfig.get().overrides.task)
+        config.check_targets(
+            recorded, HydraConfig.get().overrides.task, f"train.resume_id={wanted}"
+        )
+    settings = config.override_settings(recorded, overrides)
     own = {"task": config.resolve(composed.task), "wandb": wandb_settings(recorded, composed)}
     return {**settings, **own, "runs_dir": composed.runs_dir}, fetched
 
@@ -312,9 +323,9 @@ def job(composed: DictConfig) -> None:
     """`run`, with what a user can mend told in one sentence; the jobs of a sweep after it go on."""
     try:
         run(composed)
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt) as asked:
         print("Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(getattr(asked, "status", INTERRUPTED))
     except (ValueError, TrainingStopped, OSError) as error:
         if os.getpid() != MAIN_PROCESS or SHOW_TRACEBACK:  # a launcher elsewhere must see it fail
             raise

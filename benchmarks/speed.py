@@ -23,6 +23,7 @@ from model import LadderVAE
 from model.noise import Noise
 from utils import build, config
 from utils.evaluation import likelihood
+from utils.signals import Signals
 from utils.terminal import Terminal
 from utils.tracking import LocalSink, Tracker
 from utils.trainer import Trainer
@@ -67,10 +68,11 @@ def training(settings: dict, model: LadderVAE, images: torch.Tensor) -> tuple[fl
             EvaluationBatches(images[:8], top, 8),
             *build.build_optimizer(settings, model),
             {**settings["train"], "max_epochs": 2, "eval_freq": 10**9},  # the first warms up
-            lambda name, state: None,
+            None,
             lambda model, epoch, step: None,
             Tracker(Path(folder), [sink]),
             Terminal(shown=False),
+            Signals(0),
         )
         trainer.fit()
         rows = sink.rows()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -97,6 +98,39 @@ def test_nothing_in_a_file_is_run_unless_asked(tmp_path):
     assert trace.exists()
 
 
+def test_code_that_its_settings_name_is_not_run_unless_named_here(trained, tmp_path):
+    path, _ = trained
+    content, trace = torch.load(path, weights_only=True), tmp_path / "trace"
+    call = {"_target_": "os.system", "command": f"touch {trace}"}
+    traversed = {**call, "_target_": "datasets.files.hashlib.os.system"}
+    for key, places in (
+        ("model.encoder._target_", {"encoder": call}),
+        ("model.decoder._target_", {"decoder": traversed}),
+        ("model.encoder.more.0._target_", {"encoder": {"more": [call]}}),
+    ):
+        settings = {**content["config"], "model": {**content["config"]["model"]}}
+        for part, value in places.items():
+            settings["model"][part] = {**settings["model"][part], **value}
+        bad = tmp_path / "bad.pth"
+        torch.save({**content, "config": settings}, bad)
+        with pytest.raises(ValueError, match="names code outside this project") as caught:
+            load_model(bad)
+        told = str(caught.value)
+        assert f"{key}=" in told and "which was not run" in told and "\n" not in told
+    assert not trace.exists()
+    own = {**content["config"]["dataset"], "_target_": "tests.few_digits.load"}
+    torch.save({**content, "config": {**content["config"], "dataset": own}}, tmp_path / "own.pth")
+    with pytest.raises(ValueError, match=r"add dataset._target_=tests\.few_digits\.load to the"):
+        load_model(tmp_path / "own.pth")
+    load_model(tmp_path / "own.pth", ["dataset._target_=tests.few_digits.load"])
+    shutil.copy(tmp_path / "own.pth", path)
+    (path.parent / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="names code outside this project"):
+        load_model(path)
+    (path.parent.parent / "config.yaml").write_text("dataset: {_target_: tests.few_digits.load}\n")
+    load_model(path)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     atomic_write(path, lambda file: file.write(b"old"))
@@ -161,6 +195,19 @@ def test_a_damaged_file_gives_way_to_the_one_before(tmp_path, damage):
     checkpoint.previous(path).write_bytes(b"")
     with pytest.raises(ValueError, match="is damaged"):
         checkpoint.newest(path)
+
+
+def test_disks_without_hard_links_do(tmp_path, monkeypatch):
+    def refused(*names):
+        raise OSError("not supported")
+
+    monkeypatch.setattr("os.link", refused)
+    path = tmp_path / "last.pth"
+    for step in (1, 2, 3):
+        checkpoint.save(path, {}, step_state(step))
+        assert checkpoint.newest(path)[0]["progress"]["step"] == step
+    path.write_bytes(b"")
+    assert checkpoint.newest(path)[0]["progress"]["step"] == 2
 
 
 def test_files_without_a_record_are_taken_up(tmp_path):

@@ -57,7 +57,7 @@ def test_one_process_is_the_identity():
     values, module = torch.ones(2), torch.nn.Linear(1, 1)
     assert distributed.total(values) is values
     assert distributed.wrap(module, torch.device("cpu")) is module
-    assert distributed.any_process(True) and not distributed.any_process(False)
+    assert distributed.agree(True, False) == [True, False]
     assert distributed.main_first(processes, lambda: 3) == 3
     distributed.stop()
 

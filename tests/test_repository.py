@@ -26,6 +26,8 @@ DISTRIBUTIONS = {  # import name -> distribution, where they differ
 }
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 NOT_IMPORTED = {
+    "hydra-submitit-launcher",
+    "hypothesis",
     "mpich",
     "tensorboard",
     "pytest-timeout",

@@ -32,14 +32,14 @@ def test_rows_come_back(tmp_path):
 def test_rewinding_drops_what_will_be_logged_again_and_a_line_cut_short(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     sink = LocalSink(path)
-    for step in (1, 2, 3):
-        sink.log({"a": 0.1}, epoch=1, step=step)
+    for epoch in (1, 2, 3):
+        sink.log({"a": 0.1}, epoch=epoch, step=10 * epoch)
     with open(path, "a") as file:
-        file.write('{"epoch": 2, "st')
+        file.write('{"epoch": 4, "st')
     with caplog.at_level(logging.WARNING):
         Tracker(tmp_path, [sink]).begin(2)
     assert "cut short" in caplog.text
-    assert [row["step"] for row in sink.rows()] == [1, 2]
+    assert [row["epoch"] for row in sink.rows()] == [1, 2]
     assert path.read_text().count("\n") == 2
 
 

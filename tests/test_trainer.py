@@ -10,9 +10,11 @@ import torch
 from datasets.loaders import EvaluationBatches, TrainBatches
 from tests.conftest import compose, shrunk
 from utils import build
+from utils.saving import Saver
+from utils.signals import Interrupted, Signals
 from utils.terminal import Terminal
 from utils.tracking import LocalSink, Tracker
-from utils.trainer import Interrupted, Trainer, TrainingStopped
+from utils.trainer import Trainer, TrainingStopped
 
 
 def make_trainer(folder, *overrides, experiment="digits_dct_ladder", optimizer=None, device="cpu"):
@@ -32,7 +34,7 @@ def make_trainer(folder, *overrides, experiment="digits_dct_ladder", optimizer=N
         passes=settings["train"]["acc_grad"],
     )
 
-    def save(name, state):
+    def write(name, state):
         torch.save(state, folder / f"{name}.pth")
 
     return Trainer(
@@ -46,10 +48,11 @@ def make_trainer(folder, *overrides, experiment="digits_dct_ladder", optimizer=N
             else build.build_optimizer(settings, model)
         ),
         settings["train"],
-        save,
+        Saver(write),
         lambda model, epoch, step: None,
         Tracker(folder, [LocalSink(folder / "metrics.jsonl")]),
         Terminal(shown=False),
+        Signals(60),
     )
 
 
@@ -97,8 +100,8 @@ def test_a_run_stopped_at_any_step_ends_as_one_that_was_not(tmp_path, stop_at):
     step = stopped._train_step
 
     def counted(*args):
-        step(*args)
-        stopped.stop_asked = stopped.progress.step >= stop_at
+        stopped.signals.asked = stopped.progress.step + 1 >= stop_at
+        return step(*args)
 
     stopped._train_step = counted
     with pytest.raises(Interrupted):
@@ -111,6 +114,28 @@ def test_a_run_stopped_at_any_step_ends_as_one_that_was_not(tmp_path, stop_at):
     averaged = [t.ema.module.state_dict().values() for t in (whole, continued)]
     assert all(map(torch.equal, *averaged))
     assert rows(folders[0]) == rows(folders[1])
+
+
+def test_an_epoch_whose_validation_is_done_again_is_recorded_once(tmp_path):
+    """Killed between the epoch's row and its checkpoint, with one of its last step on the disk."""
+    trainer = make_trainer(tmp_path, "train.checkpoint_every=5 steps")
+    save = trainer._save
+
+    def killed(*names, **kwargs):
+        if trainer.progress.batch == 0 and trainer.progress.epoch == 2:
+            trainer.saver.finish()
+            raise KeyboardInterrupt
+        save(*names, **kwargs)
+
+    trainer._save = killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    again = make_trainer(tmp_path, "train.checkpoint_every=5 steps")
+    again.restore(torch.load(tmp_path / "last.pth", weights_only=True))
+    assert (again.progress.step, again.progress.epoch, again.progress.batch) == (10, 1, 5)
+    again.tracker.begin(again.progress.epoch)
+    again.fit()
+    assert [row["step"] for row in rows(tmp_path)] == [5, 10, 15]
 
 
 def test_accumulation_gives_the_gradient_of_the_big_batch(tmp_path):
@@ -139,20 +164,34 @@ def test_steps_over_the_threshold_are_skipped_and_counted(tmp_path):
 
 def test_nothing_but_skipped_steps_stop_the_run(tmp_path):
     trainer = make_trainer(tmp_path, "train.grad_skip_thr=1e-6", "train.max_skipped_steps=7")
-    with pytest.raises(TrainingStopped, match=r"step 7: 7 steps in a row.*grad_skip_thr=1e-06"):
+    with pytest.raises(TrainingStopped, match=r"step 7: 7 steps .*grad_skip_thr=1e-06"):
         trainer.fit()
+
+
+def spoil(module, value, steps):
+    """Make a module's output `value` in these training steps (from 1)."""
+    count = 0
+
+    def hook(module, inputs, output):
+        nonlocal count
+        count += module.training and torch.is_grad_enabled()
+        if module.training and count in steps:
+            return torch.full_like(output, value)
+
+    module.register_forward_hook(hook)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_non_finite_loss_stops_before_the_weights_change(tmp_path, value):
-    trainer = make_trainer(tmp_path)
-    with torch.no_grad():
-        trainer.model.decoder.head[-1].bias.fill_(value)
-    before = [w.clone() for w in weights(trainer)]
-    with pytest.raises(TrainingStopped, match=r"step 1: the loss is .*KL per layer.*last\.pth"):
+    trainer, undisturbed = make_trainer(tmp_path), make_trainer(tmp_path)
+    for _, passes in zip(range(2), undisturbed.batches.epoch(0), strict=False):
+        undisturbed._train_step(passes, 1.0)
+    layer = "decoder.blocks.2.posterior_net.2"
+    spoil(trainer.model.get_submodule(layer), value, steps={3})
+    told = f"step 3: the loss is (nan|inf), first in {layer}; .*KL per layer.*last\\.pth"
+    with pytest.raises(TrainingStopped, match=told):
         trainer.fit()
-    for a, b in zip(before, weights(trainer), strict=True):
-        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+    assert all(map(torch.equal, weights(undisturbed), weights(trainer)))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -160,9 +199,50 @@ def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path, value):
     trainer = make_trainer(tmp_path)
     before = [w.clone() for w in weights(trainer)]
     trainer.model.encoder.stem.bias.register_hook(lambda g: g.abs() * value)
-    with pytest.raises(TrainingStopped, match=f"the gradient's norm is {value}"):
+    with pytest.raises(TrainingStopped, match=r"gradient is not .* in encoder\.stem\.bias; recon"):
         trainer.fit()
     assert all(map(torch.equal, before, weights(trainer)))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    trainer = make_trainer(tmp_path, "train.checkpoint_every=1 step")
+    step = trainer.optimizer.step
+
+    def broken(*args, **kwargs):
+        step(*args, **kwargs)
+        if trainer.progress.step == 2:
+            with torch.no_grad():
+                trainer.model.encoder.stem.bias[0] = math.nan
+
+    trainer.optimizer.step = broken
+    with pytest.raises(TrainingStopped, match=r"weights are not finite, first encoder\.stem\.bias"):
+        trainer.fit()
+    trainer.saver.finish()
+    saved = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert saved["progress"]["step"] == 2
+    assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_steps_that_are_not_finite_can_be_skipped(tmp_path, passes):
+    overrides = ["train.on_nonfinite=skip", f"train.acc_grad={passes}"]
+    trainer = make_trainer(tmp_path, *overrides)
+    spoil(trainer.model.decoder.head[-1], math.nan, steps={2 * passes, 7 * passes, 8 * passes})
+    trainer.fit()
+    assert trainer.progress.step == 15
+    assert [row["train/skipped_steps"] for row in rows(tmp_path)] == [1, 3, 3]
+    assert all(math.isfinite(value) for row in rows(tmp_path) for value in row.values())
+    assert all(w.isfinite().all() for w in weights(trainer))
+
+
+def test_nothing_but_steps_that_are_not_finite_stop_the_run(tmp_path):
+    overrides = ["train.on_nonfinite=skip", "train.max_skipped_steps=7"]
+    trainer = make_trainer(tmp_path, *overrides)
+    spoil(trainer.model.decoder.head[-1], math.nan, steps=range(100))
+    with pytest.raises(TrainingStopped, match=r"step 7: 7 steps .* first in decoder\.head"):
+        trainer.fit()
+    (row,) = rows(tmp_path)  # an epoch without a step has no means, rather than zeros
+    assert "train/loss" not in row and row["train/skipped_steps"] == 5
 
 
 def test_an_infinite_gradient_is_skipped_where_steps_may_be(tmp_path):

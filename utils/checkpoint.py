@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, read without running anything in them.
 
-A file of ours holds tensors and plain containers: {format, schema, config, model, ema, optimizer,
-scheduler, scaler, progress}. `load_model` also reads the files published for arXiv 2302.09976.
+A file of ours holds tensors and plain containers: {format, schema, config, wandb_id, model, ema,
+optimizer, scheduler, scaler, progress}. `load_model` also reads the files published for
+arXiv 2302.09976.
 """
 
 import json
@@ -17,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from model import LadderVAE
 from utils import published
 from utils.build import build_model
-from utils.config import ConfigError, compose, override_settings, resolve
-from utils.files import sha256, verified_write, write_json
+from utils.config import ConfigError, check_targets, compose, override_settings, resolve
+from utils.files import replace, sha256, verified_write, write_json
 from utils.terminal import one_line
 from utils.validation import validate
 from utils.wandb_client import fetch, is_remote
@@ -44,12 +45,20 @@ def save(path: Path, config: dict, state: dict) -> Path:
     manifest[path.stem] = [entry, *manifest.get(path.stem, [])][:RECORDED]
     write_json(path.with_name(MANIFEST), manifest)  # before the names change: see `is_whole`
     if path.exists():
-        link = path.with_name(f"{path.stem}.previous.partial")
-        link.unlink(missing_ok=True)
+        _keep(path)
+    replace(partial, path)
+    return path
+
+
+def _keep(path: Path) -> None:
+    """Also under the name of the one before."""
+    link = path.with_name(f"{path.stem}.previous.partial")
+    link.unlink(missing_ok=True)
+    try:
         os.link(path, link)
         os.replace(link, previous(path))
-    os.replace(partial, path)
-    return path
+    except OSError:  # a disk without hard links: for a moment it has the other name alone
+        os.replace(path, previous(path))
 
 
 def previous(path: Path) -> Path:
@@ -178,7 +187,9 @@ def load_model(
     arXiv 2302.09976, a W&B run `entity/project/run_id` (its best one, else the last) or artifact
     `entity/project/name:alias`. overrides: as on the command line. A published file carries no
     settings: it needs `["experiment=mnist_dct_ladder", …]`. One of ours needs none;
-    `model.is_k=100`, `dataset.root=…` or `dataset=…` change what evaluation uses.
+    `model.is_k=100`, `dataset.root=…` or `dataset=…` change what evaluation uses. Code outside this
+    project that its settings name (a `_target_` of your own) is only called where the overrides, a
+    file in configs/ or config.yaml of the run's folder name it too.
 
     Raises:
         ValueError: one sentence, if the file or the settings don't fit.
@@ -200,6 +211,9 @@ def load_model(
                 f"{content['schema']}, this one reads up to {SCHEMA}): update it."
             )
         settings = override_settings(content["config"], overrides)
+        if not unsafe:
+            beside = path.parent.parent / "config.yaml"
+            check_targets(settings, overrides, f"checkpoint={source}", beside)
     else:
         raise ValueError(
             f"checkpoint={path} is neither one of this project's nor a published one: name another."

@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -155,6 +156,41 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{name}.")
         else:
             yield name, value
+
+
+def targets(node: Any) -> Iterator[tuple[str, str]]:
+    """(dotted key, value) of every `_target_` in settings, however deep: what building calls."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        if key == "_target_":
+            yield key, str(value)
+        elif isinstance(value, (dict, list)):
+            yield from ((f"{key}.{inner}", target) for inner, target in targets(value))
+
+
+def check_targets(
+    settings: dict, overrides: Sequence[str], named: str, beside: Path | None = None
+) -> None:
+    """Settings that came in a checkpoint call nothing but what can be read here.
+
+    Raises:
+        ConfigError: where they name what is in no file of configs/, nor in the one `beside` the
+            checkpoint (config.yaml of its run), nor in an override.
+    """
+    files = [*CONFIGS.rglob("*.yaml"), *([beside] if beside and beside.exists() else [])]
+    here = {target for path in files for target in _targets_in(path)}
+    here |= {o.partition("=")[2] for o in overrides if o.partition("=")[0].endswith("_target_")}
+    for key, target in targets(settings):
+        if target not in here:
+            raise ConfigError(
+                f"{named} names code outside this project, {key}={target}, which was not run: add "
+                f"{key}={target} to the command if you trust it."
+            )
+
+
+def _targets_in(path: Path) -> set[str]:
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return {target for _, target in targets(content)}
 
 
 def determining(settings: dict) -> dict:

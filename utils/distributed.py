@@ -169,9 +169,11 @@ def by_image(ids: list[Tensor], rows: list[Tensor], images: int) -> Tensor:
     return total(gathered)
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is up on any process: all of them get the same answer."""
-    return bool(total(torch.tensor(float(flag)))) if dist.is_initialized() else flag
+def agree(*flags: bool) -> list[bool]:
+    """For each flag, whether it is up on any process: all of them get the same answers."""
+    if not dist.is_initialized():
+        return list(flags)
+    return [count > 0 for count in total(torch.tensor(flags, dtype=torch.float32)).tolist()]
 
 
 def wrap(module: nn.Module, device: torch.device) -> nn.Module:

@@ -69,8 +69,18 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     partial = path.with_name(path.name + ".partial")
     with _to_disk(partial) as file:
         write(file)
-    os.replace(partial, path)
+    replace(partial, path)
     return path
+
+
+def replace(source: Path, path: Path) -> None:
+    """Give a file another's name, on the disk too: a power cut leaves the one or the other."""
+    os.replace(source, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def file_digest(path: Path) -> str:

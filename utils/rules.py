@@ -1,6 +1,7 @@
 """What each setting may hold, a line per key; configs/ has the defaults and explains them."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from model.diffusion import SCHEDULES
 from model.ladder_vae import ESTIMATORS
 from model.layers import ACTIVATIONS
 from model.likelihoods import LIKELIHOODS
+
+SECRETS = ("wandb.api_key",)  # in no message
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Rule:
 def check(key: str, value: Any) -> str | None:
     """The sentence about a wrong value, or None."""
     rule = RULES[key]
-    return None if rule.accepts(value) else f"{key}={value!r} is not valid: use {rule.wanted}."
+    shown = "…" if key in SECRETS else repr(value)
+    return None if rule.accepts(value) else f"{key}={shown} is not valid: use {rule.wanted}."
 
 
 def whole(low: int, high: float = math.inf, free: bool = False) -> Rule:
@@ -96,6 +100,11 @@ def every(rule: Rule, length: int | None = None, least: int = 1) -> Rule:
 def _device(value: Any) -> bool:
     kind, _, index = value.partition(":") if isinstance(value, str) else ("", "", "")
     return value in ("auto", "cpu", "cuda", "mps") or (kind == "cuda" and index.isdigit())
+
+
+def _period(value: Any) -> bool:
+    steps = isinstance(value, str) and re.fullmatch(r"[1-9]\d* steps?", value)
+    return bool(steps) or number(0).accepts(value)
 
 
 TARGET = text("the dotted path of a class or function")
@@ -176,7 +185,11 @@ RULES: dict[str, Rule] = {
     "train.max_epochs": whole(1),
     "train.early_stopping_epochs": maybe(whole(1)),
     "train.eval_freq": whole(1, free=True),
-    "train.checkpoint_every": number(0, free=True),
+    "train.checkpoint_every": Rule(
+        _period, "a number of minutes, or as in '500 steps' of steps", free=True
+    ),
+    "train.keep_every": maybe(whole(1, free=True)),
+    "train.grace_seconds": number(0, 86_400, free=True),
     "train.on_save_error": one_of("stop", "continue", free=True),
     "train.use_amp": flag(),
     "train.ema_rate": Rule(number(0, 0.999999).accepts, "a number from 0 to under 1"),
@@ -184,6 +197,7 @@ RULES: dict[str, Rule] = {
     "train.grad_clip": number(0),
     "train.grad_skip_thr": number(0),
     "train.max_skipped_steps": whole(1),
+    "train.on_nonfinite": one_of("stop", "skip", free=True),  # a run that stopped may go on
     "train.compute_fid": flag(free=True),
     "train.fid_weights": maybe(text("a file", free=True)),
     "train.optimizer._target_": TARGET,

@@ -85,8 +85,9 @@ class RunFolder:
         if fetched:
             self._receive(fetched)
         elif not self.record.exists() or "WANDB_SWEEP_ID" in os.environ:  # whose agent names runs
-            wandb_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-            write_json(self.record, {"wandb_id": wandb_id})
+            saved = checkpoint.newest(self.last)  # where run.json alone was lost
+            wandb_id = os.environ.get("WANDB_RUN_ID") or (saved and saved[0].get("wandb_id"))
+            write_json(self.record, {"wandb_id": wandb_id or secrets.token_hex(4)})
         return lock
 
     def _receive(self, fetched: FetchedRun) -> None:
@@ -112,7 +113,7 @@ class RunFolder:
         """A checkpoint, by the main process; its path."""
         path = self.checkpoints / f"{name}.pth"
         if self.processes.is_main:
-            checkpoint.save(path, self.config, state)
+            checkpoint.save(path, self.config, {**state, "wandb_id": self.wandb_id})
         return path
 
     def finish(self, record: dict, per_image: dict[str, np.ndarray]) -> None:

@@ -67,8 +67,8 @@ class LocalSink(Sink):
                 log.warning("%s has a line cut short, left out: %s", self.path, line[:40])
         return rows
 
-    def rewind(self, step: int) -> None:
-        """Drop what was logged after `step`: a continued run will log it again."""
-        kept = [row for row in self.rows() if row["step"] <= step]
+    def rewind(self, epochs: int) -> None:
+        """Drop what was logged after so many epochs: a continued run will log it again."""
+        kept = [row for row in self.rows() if row["epoch"] <= epochs]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         atomic_write(self.path, lambda file: file.write(text.encode()))

@@ -31,10 +31,13 @@ class Tracker:
         """Numbers of one epoch, to every sink."""
         self._each(lambda sink: sink.log(values, epoch, step))
 
-    def begin(self, step: int) -> None:
-        """Training starts or goes on after `step`: what the record has beyond it comes again."""
+    def begin(self, epochs: int) -> None:
+        """Training starts or goes on after so many epochs: what the record has beyond comes again.
+
+        Not by steps: of an epoch whose steps are all done the validation may still be to do.
+        """
         if self.sinks:
-            self.local.rewind(step)
+            self.local.rewind(epochs)
             rows = self.local.rows()
             self._each(lambda sink: sink.begin(rows))
 

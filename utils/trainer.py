@@ -5,13 +5,13 @@ a run continued from a checkpoint, in the middle of an epoch too, goes on as if 
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -19,10 +19,12 @@ from datasets.loaders import Batch, EvaluationBatches, TrainBatches
 from model import LadderVAE
 from model.noise import Noise
 from model.objective import LossModule, Objective, bits_per_dim
-from utils import distributed
-from utils.collapse import CollapseReport
+from utils import diagnosis, distributed
+from utils.collapse import Collapse, CollapseReport
 from utils.evaluation import posterior_collapse
-from utils.terminal import Terminal, one_line
+from utils.saving import SaveFailed, Saver, snapshot
+from utils.signals import Interrupted, Signals
+from utils.terminal import Terminal
 from utils.tracking import Tracker
 
 TRAINING = 100  # keys the noise of training apart from evaluation's
@@ -31,10 +33,6 @@ PASSES = 2  # per validation image and epoch: quick; the final score takes as ma
 
 class TrainingStopped(RuntimeError):
     """Training cannot go on; the message says why and where the last good checkpoint is."""
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM; the run is saved and the same command continues it."""
 
 
 @dataclass
@@ -53,7 +51,10 @@ class Progress:
 
 
 class Trainer:
-    """Trains `model` in place. `train`: the settings under train, of which it reads all numbers."""
+    """Trains `model` in place. `train`: the settings under train, of which it reads all numbers.
+
+    saver: None on processes that write no checkpoints.
+    """
 
     def __init__(
         self,
@@ -64,14 +65,16 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         scheduler: LRScheduler | ReduceLROnPlateau | None,
         train: dict,
-        save: Callable[[str, dict], None],
+        saver: Saver | None,
         draw: Callable[[LadderVAE, int, int], None],
         tracker: Tracker,
         terminal: Terminal,
+        signals: Signals,
     ):
         self.model, self.objective = model, objective
         self.batches, self.validation, self.settings = batches, validation, train
-        self.save, self.draw, self.tracker, self.terminal = save, draw, tracker, terminal
+        self.saver, self.draw, self.tracker, self.terminal = saver, draw, tracker, terminal
+        self.signals = signals
         self.device = model.device
         self.progress = Progress()
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -82,7 +85,7 @@ class Trainer:
         self.amp_dtype = distributed.amp_dtype(self.device) if train["use_amp"] else None
         scale = self.amp_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale)
-        self.stop_asked = False
+        self.saved = time.monotonic()
 
     @property
     def evaluated(self) -> LadderVAE:
@@ -115,38 +118,61 @@ class Trainer:
         """Train until max_epochs or until validation stops improving.
 
         Raises:
-            TrainingStopped: on a non-finite loss or gradient, nothing but skipped steps, or a
-                checkpoint that cannot be written.
-            Interrupted: after Ctrl-C or SIGTERM, once the step is finished and saved.
+            TrainingStopped: on loss, gradients or weights that are not finite, nothing but skipped
+                steps, or a checkpoint that cannot be written.
+            Interrupted: when asked to stop, once the step is finished and saved.
         """
-        handlers = {s: signal.signal(s, self._ask_stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            if self.progress.step == 0:  # what would keep checkpoints from being written shows now
-                self._save("last")
+        if self.progress.step == 0:  # what would keep checkpoints from being written shows now
+            self._save("last", wait=True)
+        with self.signals.awaited():
             while self.progress.epoch < self.settings["max_epochs"] and not self._out_of_patience():
                 self._train_epoch()
                 self._end_epoch()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            self._saved_all()
+            if any(distributed.agree(self.signals.asked)):
+                raise Interrupted(self.signals.status)
 
-    def _save(self, name: str) -> None:
-        """A checkpoint; where it cannot be written, train.on_save_error says what follows."""
+    def _save(self, *names: str, wait: bool = False) -> None:
+        """The state, to be written under these names while training goes on; or at once, to `wait`.
+
+        Weights that are not finite are not saved: they stop the run.
+        """
+        bad = diagnosis.bad_weights(self.evaluated) or diagnosis.bad_weights(self.model)
+        if bad:
+            self._stop(f"the weights are not finite, first {bad}")
+        if self.saver:
+            self.saver.put(list(names), snapshot(self.state()))
+        self.saved = time.monotonic()
+        if wait:
+            self._saved_all()
+
+    def _saved_all(self) -> None:
+        """Wait for the checkpoints; where one failed, train.on_save_error says what follows."""
         try:
-            self.save(name, self.state())
-        except OSError as error:
-            told = f"the checkpoint {name}.pth could not be written ({one_line(error)})"
-            if self.settings["on_save_error"] == "stop":
-                raise TrainingStopped(
-                    f"Training stopped at step {self.progress.step}: {told}; make room and repeat "
-                    "the command, or let it go on without by train.on_save_error=continue."
-                ) from error
-            self.terminal.line(f"Note: {told}; training goes on and tries again at the next one.")
+            if self.saver:
+                self.saver.finish()
+        except SaveFailed as error:
+            self._save_failed(error)
 
-    def _ask_stop(self, number: int, frame: object) -> None:
-        if self.stop_asked:  # asked twice: at once
-            raise KeyboardInterrupt
-        self.stop_asked = True
+    def _save_failed(self, error: SaveFailed) -> None:
+        if self.settings["on_save_error"] == "stop":
+            raise TrainingStopped(
+                f"Training stopped at step {self.progress.step}: {error}; make room and repeat "
+                "the command, or let it go on without by train.on_save_error=continue."
+            ) from error
+        self.terminal.line(f"Note: {error}; training goes on and tries again at the next one.")
+
+    def _save_due(self) -> bool:
+        """Whether train.checkpoint_every has gone by: minutes, or steps where it says so."""
+        every = self.settings["checkpoint_every"]
+        if isinstance(every, str):
+            return (self.progress.step + 1) % int(every.split()[0]) == 0
+        return time.monotonic() - self.saved >= 60.0 * every
+
+    def _leave(self) -> None:
+        """Save, and end the run as asked."""
+        self._save("last", wait=True)
+        raise Interrupted(self.signals.status)
 
     def _out_of_patience(self) -> bool:
         patience = self.settings["early_stopping_epochs"]
@@ -157,132 +183,166 @@ class Trainer:
         """The steps of this epoch that are still to do."""
         p, batches = self.progress, self.batches
         beta = self.objective.beta(p.epoch)
-        saved = time.monotonic()
         title = f"epoch {p.epoch + 1}/{self.settings['max_epochs']}"
         with self.terminal.bar(title, len(batches), p.batch) as bar:
             for passes in batches.epoch(p.epoch, p.batch):
                 began = time.perf_counter()
-                self._train_step(passes, beta)
+                stop, save = self._train_step(passes, beta)
                 p.seconds += time.perf_counter() - began
                 bar.advance(self._progress_text())
-                if distributed.any_process(self.stop_asked):
+                if stop:
+                    self._leave()
+                if save:
                     self._save("last")
-                    raise Interrupted
-                if time.monotonic() - saved > 60.0 * self.settings["checkpoint_every"]:
-                    self._save("last")
-                    saved = time.monotonic()
 
-    def _train_step(self, passes: list[Batch], beta: float) -> None:
+    def _forward(self, module: nn.Module, batch: Batch, beta: float) -> tuple[Tensor, ...]:
+        """Loss (bits/dim), reconstruction (B,) and kl (B, L) of this step: the same every time."""
+        keys = Noise.keyed(batch.ids, self.settings["seed"], TRAINING, self.progress.step).keys
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=bool(self.amp_dtype)):
+            return module(batch.x, keys, beta)
+
+    def _train_step(self, passes: list[Batch], beta: float) -> tuple[bool, bool]:
         """One optimiser step over `passes`; adds to the epoch's sums.
 
         sums: steps, loss, gradient norm, reconstruction, kl per layer (means over this process's
-        images).
+        images); a step whose figures are not finite is not in them.
+
+        Returns whether to stop, and whether a checkpoint is due: on all processes the same.
         """
         p, module = self.progress, self.loss_module
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums = 0.0
         for index, batch in enumerate(passes):
-            keys = Noise.keyed(batch.ids, self.settings["seed"], TRAINING, p.step).keys
-            with (
-                torch.autocast(self.device.type, self.amp_dtype, enabled=bool(self.amp_dtype)),
-                distributed.no_sync(module, index < len(passes) - 1),
-            ):
-                loss, reconstruction, kl = module(batch.x, keys, beta)
+            with distributed.no_sync(module, index < len(passes) - 1):
+                loss, reconstruction, kl = self._forward(module, batch, beta)
                 self.scaler.scale(loss / len(passes)).backward()
             parts = torch.cat(
                 [loss.detach()[None], reconstruction.detach().mean()[None], kl.detach().mean(0)]
             )
             sums = sums + parts / len(passes)
-        loss, reconstruction, *kl = sums.tolist()
-        if not all(map(math.isfinite, (loss, reconstruction, *kl))):
-            self._stop(f"the loss is {loss}", reconstruction, kl)
-        norm = self._update(reconstruction, kl)
+        figures = sums.tolist()
+        finite = all(map(math.isfinite, figures))
+        stop, save, bad = distributed.agree(self.signals.asked, self._save_due(), not finite)
+        norm = self._update(bad, partial(self._where_from, passes, beta, figures))
         p.step, p.batch = p.step + 1, p.batch + 1
-        row = [1.0, loss, norm, reconstruction, *kl]
-        p.sums = [a + b for a, b in zip(p.sums, row, strict=True)] if p.sums else row
+        if not bad and math.isfinite(norm):
+            loss, reconstruction, *kl = figures
+            row = [1.0, loss, norm, reconstruction, *kl]
+            p.sums = [a + b for a, b in zip(p.sums, row, strict=True)] if p.sums else row
+        return stop, save
 
-    def _update(self, reconstruction: float, kl: list[float]) -> float:
-        """Clip, then step, unless the gradient's norm is over the threshold; returns the norm."""
+    def _update(self, bad: bool, where_from: Callable[[], str]) -> float:
+        """Clip, then step; returns the gradient's norm.
+
+        A step is skipped where the norm is over the threshold, and where loss (`bad`) or gradient
+        are not finite, unless that stops the run; where_from then says where it comes from.
+        """
         p, settings = self.progress, self.settings
         self.scaler.unscale_(self.optimizer)
-        limit = settings["grad_clip"] or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        overflow = self.scaler.is_enabled() and not math.isfinite(norm)  # lowers the scale instead
+        parameters = list(self.model.parameters())
+        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = float(total)
         threshold = settings["grad_skip_thr"] or math.inf
-        if not overflow and (math.isnan(norm) or norm == threshold == math.inf):
-            self._stop(f"the gradient's norm is {norm}", reconstruction, kl)
-        if norm > threshold and not overflow:
-            p.skipped, p.skipped_in_a_row = p.skipped + 1, p.skipped_in_a_row + 1
-            if p.skipped_in_a_row >= settings["max_skipped_steps"]:
-                self._stop(
-                    f"{p.skipped_in_a_row} steps in a row had a gradient norm over "
-                    f"train.grad_skip_thr={threshold} (the last one {norm:.3g}); raise it, or "
-                    "lower train.optimizer.lr",
-                    reconstruction,
-                    kl,
-                )
-        else:
+        # A scaler makes gradients infinite to find its scale; it skips those steps itself.
+        scaling = self.scaler.is_enabled() and not bad and not math.isfinite(norm)
+        over = norm > threshold and not scaling
+        nonfinite = bad or not (scaling or over or math.isfinite(norm))
+        if not (over or nonfinite):
             p.skipped_in_a_row = 0
+            if settings["grad_clip"] and not scaling:
+                nn.utils.clip_grads_with_norm_(parameters, settings["grad_clip"], total)
             self.scaler.step(self.optimizer)
             if self.ema:
                 self.ema.update_parameters(self.model)
+        elif nonfinite and settings["on_nonfinite"] == "stop":
+            self._stop(where_from())
+        else:
+            p.skipped, p.skipped_in_a_row = p.skipped + 1, p.skipped_in_a_row + 1
+        if p.skipped_in_a_row >= settings["max_skipped_steps"]:
+            remedy = f"over train.grad_skip_thr={threshold}: raise it, or lower train.optimizer.lr"
+            why = where_from() if nonfinite else f"its gradient's norm {norm:.3g} is {remedy}"
+            self._stop(f"{p.skipped_in_a_row} steps in a row were skipped, the last because {why}")
         self.scaler.update()
-        return norm if math.isfinite(norm) else 0.0
+        return norm
 
-    def _stop(self, why: str, reconstruction: float, kl: list[float]) -> None:
+    def _where_from(self, passes: list[Batch], beta: float, figures: list[float]) -> str:
+        """What of this step is not finite, and the layer where that begins."""
+        loss, reconstruction, *kl = figures
         layers = ", ".join(f"{value:.4g}" for value in kl)
+        parts = f"reconstruction {reconstruction:.4g} nats, KL per layer from the top [{layers}]"
+        weights = diagnosis.bad_weights(self.model)
+        if weights:
+            return f"the weights are not finite, first {weights}; {parts}"
+        if all(map(math.isfinite, figures)):
+            gradient = diagnosis.bad_gradient(self.model)
+            return f"the gradient is not finite, nearest the loss in {gradient}; {parts}"
+        module = LossModule(self.model, self.objective)
+        for batch in passes:
+            found = diagnosis.bad_output(self.model, partial(self._forward, module, batch, beta))
+            if found:
+                return f"the loss is {loss}, first in {found}; {parts}"
+        return f"the loss is {loss}; {parts}"
+
+    def _stop(self, why: str) -> None:
         raise TrainingStopped(
-            f"Training stopped at step {self.progress.step + 1}: {why}; reconstruction "
-            f"{reconstruction:.4g} nats, KL per layer from the top [{layers}] nats; the last good "
-            f"checkpoint is {self.tracker.folder / 'checkpoints' / 'last.pth'}."
+            f"Training stopped at step {self.progress.step + 1}: {why}; the last good checkpoint "
+            f"is {self.tracker.folder / 'checkpoints' / 'last.pth'}."
         )
+
+    def _validate(self) -> Collapse:
+        """Bound and active units on the validation set; asked to stop, it does so within it."""
+
+        def tick(images: int) -> None:
+            bar.count(images)
+            if self.signals.asked:
+                self._leave()
+
+        with self.terminal.bar("validation", len(self.validation.ids)) as bar:
+            return posterior_collapse(
+                self.evaluated, self.validation, self.settings["seed"], PASSES, tick
+            )
 
     def _end_epoch(self) -> None:
         """Validate, record, keep the best and the last; then the epoch counts as done."""
         p, settings = self.progress, self.settings
-        with self.terminal.bar("validation", len(self.validation.ids)) as bar:
-            collapse = posterior_collapse(
-                self.evaluated, self.validation, settings["seed"], PASSES, bar.count
-            )
+        collapse = self._validate()
         report = collapse.report()
         loss = bits_per_dim(report.nelbo, math.prod(self.model.image_shape))
         if not math.isfinite(loss):
-            self._stop(f"the validation loss is {loss}", report.reconstruction, report.kl)
+            kl = ", ".join(f"{value:.4g}" for value in report.kl)
+            self._stop(
+                f"the validation loss is {loss}, reconstruction {report.reconstruction:.4g} nats, "
+                f"KL per layer from the top [{kl}]"
+            )
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(loss)
         elif self.scheduler:
             self.scheduler.step()
         self._record(report, loss)
         improved = loss < p.best
-        draw = (p.epoch + 1) % settings["eval_freq"] == 0
         p.epoch, p.batch, p.seconds, p.sums = p.epoch + 1, 0, 0.0, []
+        names = ["last"]  # written last: it speaks of the best
+        if settings["keep_every"] and p.epoch % settings["keep_every"] == 0:
+            names.insert(0, f"epoch_{p.epoch:05d}")
         if improved:
             p.best, p.best_epoch = loss, p.epoch
-            self._save("best")
-        self._save("last")
-        if draw:
+            names.insert(0, "best")
+        self._save(*names)
+        if p.epoch % settings["eval_freq"] == 0:
             self.draw(self.evaluated, p.epoch, p.step)
             histograms = collapse.log_variances().items()
             histograms = {f"collapse/log_variance_{layer}": v for layer, v in histograms}
             self.tracker.histograms(histograms, p.epoch, p.step)
-        if distributed.any_process(self.stop_asked):
-            raise Interrupted
 
     def _record(self, report: CollapseReport, loss: float) -> None:
         """This epoch's line: on the terminal, in the metrics, in W&B."""
         p = self.progress
-        steps, train_loss, norm, reconstruction, *kl = p.sums
-        images = self.batches.batch_size * steps / p.seconds
         values = {
-            "train/loss": train_loss / steps,
-            "train/reconstruction": reconstruction / steps,
-            "train/kl": sum(kl) / steps,
-            "train/grad_norm": norm / steps,
             "train/skipped_steps": p.skipped,
             "train/beta": self.objective.beta(p.epoch),
             "train/lr": self.optimizer.param_groups[0]["lr"],
-            "train/images_per_second": images,
+            **self._training_means(),
             "val/loss": loss,
             "val/nelbo": report.nelbo,
             "val/reconstruction": report.reconstruction,
@@ -295,19 +355,37 @@ class Trainer:
             values[f"collapse/kl_{layer}"] = value
             values[f"collapse/active_units_{layer}"] = active
         self.tracker.log(values, epoch=p.epoch + 1, step=p.step)
-        left = (self.settings["max_epochs"] - p.epoch - 1) * p.seconds
+        hours, left = divmod((self.settings["max_epochs"] - p.epoch - 1) * p.seconds, 3600)
         self.terminal.line(
-            f"epoch {p.epoch + 1:>4}  train {train_loss / steps:.4f} bits/dim  "
+            f"epoch {p.epoch + 1:>4}  train {values.get('train/loss', math.nan):.4f} bits/dim  "
             f"val {loss:.4f} bits/dim = {report.nelbo:.2f} nats (reconstruction "
             f"{report.reconstruction:.2f} + KL {sum(report.kl):.2f})  "
-            f"active {report.active_units:.0%}  {images:,.0f} images/s  "
-            f"left {time.strftime('%H:%M:%S', time.gmtime(left))}"
+            f"active {report.active_units:.0%}  "
+            f"{values.get('train/images_per_second', 0.0):,.0f} images/s  "
+            f"left {hours:.0f}:{left // 60:02.0f}:{left % 60:02.0f}"
             + (f"  skipped {p.skipped}" if p.skipped else "")
             + ("  *" if loss < p.best else "")
         )
 
-    def _progress_text(self) -> str:
+    def _training_means(self) -> dict[str, float]:
+        """This epoch's means so far, by key; none where no step had finite figures."""
         p = self.progress
-        steps, loss, _, _, *kl = p.sums
-        images = self.batches.batch_size * steps / p.seconds if p.seconds else 0.0
-        return f"loss {loss / steps:.4f}  KL {sum(kl) / steps:.2f}  {images:,.0f} images/s"
+        if not p.sums:
+            return {}
+        steps, loss, norm, reconstruction, *kl = p.sums
+        return {
+            "train/loss": loss / steps,
+            "train/reconstruction": reconstruction / steps,
+            "train/kl": sum(kl) / steps,
+            "train/grad_norm": norm / steps,
+            "train/images_per_second": self.batches.batch_size * steps / p.seconds,
+        }
+
+    def _progress_text(self) -> str:
+        means = self._training_means()
+        if not means:
+            return f"skipped {self.progress.skipped}"
+        return (
+            f"loss {means['train/loss']:.4f}  KL {means['train/kl']:.2f}  "
+            f"{means['train/images_per_second']:,.0f} images/s"
+        )

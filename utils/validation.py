@@ -8,6 +8,8 @@ from model.scales import layout
 from utils.config import ConfigError, leaves, unknown
 from utils.rules import RULES, check
 
+MOST_BLOCKS = 1000  # far more than anybody has trained; building more takes minutes
+
 
 def validate(settings: dict) -> None:
     """Check every value, then what must hold between them.
@@ -43,6 +45,14 @@ def _validate_model(model: dict, dataset: dict) -> None:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    blocks = sum(model["latent_scales"]) * sum(
+        model[part]["num_blocks_per_scale"] for part in ("encoder", "decoder")
+    )
+    if blocks > MOST_BLOCKS:
+        raise ConfigError(
+            f"model.latent_scales={model['latent_scales']} makes {blocks:,} residual blocks, with "
+            f"num_blocks_per_scale of encoder and decoder: use {MOST_BLOCKS} or fewer."
+        )
     smallest = min(int(scale.channels * model["block_ch_mult"]) for scale in scales)
     if smallest < 1:
         raise ConfigError(

@@ -269,6 +269,10 @@ class WandbSink(Sink):
         self.records.end(self.next)
 
 
+class OutsideError(Exception):
+    """An artifact names a file outside of where it is put."""
+
+
 def is_remote(source: str | Path) -> bool:
     """Whether a checkpoint's name is of W&B: entity/project/run_id or entity/project/name:alias."""
     return not Path(source).expanduser().exists() and bool(REMOTE.fullmatch(str(source)))
@@ -286,6 +290,8 @@ def fetch(source: str, cache: Path, local: list[Path]) -> Path:
     matched, kept = REMOTE.fullmatch(source), _file_name(source)
     try:
         found = _find(_api(), matched["run"], matched["alias"])
+    except OutsideError as error:
+        raise ValueError(f"checkpoint={source}: {error}.") from error
     except Exception as error:
         copies = sorted(cache.glob(f"*/{kept}"), key=lambda path: path.stat().st_mtime)
         if copies:
@@ -387,6 +393,8 @@ def _in_artifact(artifact: Any) -> Stored | None:
     names = [name for name in artifact.manifest.entries if name.endswith((".pth", ".pt"))]
     if len(names) != 1:
         return None
+    if Path(names[0]).is_absolute() or ".." in Path(names[0]).parts:
+        raise OutsideError(f"its file {names[0]} lies outside the artifact, and was not fetched")
     entry = artifact.get_entry(names[0])
 
     def download(place: str) -> str:

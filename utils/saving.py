@@ -1,0 +1,82 @@
+"""Checkpoints are written by a thread of their own: training waits for a copy in memory only."""
+
+from collections.abc import Callable
+from threading import Lock, Thread
+from typing import Any
+
+import torch
+
+from utils.terminal import one_line
+
+
+def snapshot(state: Any) -> Any:
+    """A copy that nothing changes any more, in main memory."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: snapshot(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(snapshot(value) for value in state)
+    return state
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be written; the message says which, and why."""
+
+
+class Saver:
+    """Writes what it is handed, one after another; the newest of a name replaces one that waits.
+
+    write(name, state) does it. Where it fails nothing is written until more is handed over, and
+    then what failed first: a last checkpoint is never newer than the best one that it speaks of.
+    """
+
+    def __init__(self, write: Callable[[str, dict], None]):
+        self.write = write
+        self._waiting: dict[str, dict] = {}  # by name, in the order to be written
+        self._error: SaveFailed | None = None
+        self._lock = Lock()
+        self._thread: Thread | None = None
+
+    def put(self, names: list[str], state: dict) -> None:
+        """Hand over a state that nobody changes any more, to be written under these names."""
+        with self._lock:
+            for name in names:
+                self._waiting.pop(name, None)
+                self._waiting[name] = state
+            if self._thread is None:
+                self._thread = Thread(target=self._work, name="checkpoints")
+                self._thread.start()
+
+    def check(self) -> None:
+        """Raise SaveFailed if a write has failed since the last call."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def finish(self) -> None:
+        """Wait until everything is written, and `check`."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        self.check()
+
+    def _work(self) -> None:
+        while (found := self._next()) is not None:
+            name, state = found
+            try:
+                self.write(name, state)
+            except Exception as error:
+                told = f"the checkpoint {name}.pth could not be written ({one_line(error)})"
+                with self._lock:
+                    self._error, self._thread = SaveFailed(told), None
+                return
+            with self._lock:
+                if self._waiting[name] is state:  # else a newer one waits
+                    del self._waiting[name]
+
+    def _next(self) -> tuple[str, dict] | None:
+        with self._lock:
+            if not self._waiting:
+                self._thread = None
+            return next(iter(self._waiting.items()), None)
