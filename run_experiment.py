@@ -27,6 +27,7 @@ from utils import build, checkpoint, config, distributed, quality, results, wand
 from utils.distributed import Processes
 from utils.files import write_scores
 from utils.memory import check_memory
+from utils.rules import check
 from utils.runs import RunFolder, locked, log_to, matching, recorded_run, recorded_settings
 from utils.saving import Saver
 from utils.signals import INTERRUPTED, Interrupted, Signals
@@ -42,6 +43,8 @@ FAILED: list[Exception] = []  # jobs of this command that ended with an error
 
 def run(composed: DictConfig) -> None:
     """One job: what task.name says."""
+    if problem := check("task.name", config.resolve(composed.task).get("name")):
+        raise config.ConfigError(problem)
     processes = distributed.start(composed.train.ddp)
     try:
         tasks = {"train": train, "compare": compare, "sync": sync}
@@ -144,6 +147,8 @@ def train_settings(
     overrides = HydraConfig.get().overrides.task
     if wanted is None:
         return config.resolve(composed), None
+    if problem := check("train.resume_id", wanted):
+        raise config.ConfigError(problem)
     recorded = recorded_settings(composed.runs_dir, wanted.rpartition("/")[2])
     if recorded is None:
         setup, place = config.resolve(composed.wandb.setup), checkpoint.cache()
@@ -326,10 +331,11 @@ def job(composed: DictConfig) -> None:
     except (Interrupted, KeyboardInterrupt) as asked:
         print("Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(getattr(asked, "status", INTERRUPTED))
-    except (ValueError, TrainingStopped, OSError) as error:
+    except (ValueError, TrainingStopped, OSError, OmegaConfBaseException) as error:
         if os.getpid() != MAIN_PROCESS or SHOW_TRACEBACK:  # a launcher elsewhere must see it fail
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        told = config.explain(error) if isinstance(error, OmegaConfBaseException) else error
+        print(f"Error: {told}", file=sys.stderr)
         FAILED.append(error)
 
 

@@ -12,7 +12,8 @@ from tests.conftest import ROOT, shrunk
 from tests.wandb_server import WandbServer
 
 COMMAND = [sys.executable, "-u", str(ROOT / "run_experiment.py")]
-DATA = ["dataset._target_=tests.few_digits.load", "dataset.data_module.batch_size=100"]
+OWN_DATA = "dataset._target_=tests.few_digits.load"  # code that a checkpoint alone may not name
+DATA = [OWN_DATA, "dataset.data_module.batch_size=100"]
 DATA += ["dataset.data_module.test_batch_size=500", "train.max_epochs=2"]
 SMALL = [*shrunk("digits_dct_ladder"), *DATA]
 PLAIN = ["experiment=digits_ladder", *shrunk("digits_ladder"), *DATA]

@@ -79,16 +79,21 @@ def check_kills(tmp_path, arguments, world, steps):
         assert -9 in statuses[:-1] and 0 not in statuses[:-1], (step, text)
         assert statuses[-1] < 30, f"step {step}: {statuses[-1]} s from the kill to the end of all"
         assert resumed == [0] * world, (step, text)
-        assert "continuing at epoch" in text or step <= 4
+        assert "continuing at epoch" in text or step <= 8  # the first may not be written yet
         assert all_of(folder) == whole, step
 
 
 def test_killed_in_a_step_it_ends_as_if_never_stopped(tmp_path):
-    check_kills(tmp_path, DCT, 1, [7])
+    check_kills(tmp_path, LADDER, 1, [11])
+
+
+@pytest.mark.slow
+def test_killed_in_some_steps_a_plain_ladder_ends_as_if_never_stopped(tmp_path):
+    check_kills(tmp_path, LADDER, 1, range(2, STEPS + 1, 4))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("world", "arguments"), [(1, DCT), (2, DCT), (1, LADDER)])
+@pytest.mark.parametrize(("world", "arguments"), [(1, DCT), (2, DCT)])
 def test_killed_at_every_step_it_ends_as_if_never_stopped(tmp_path, world, arguments):
     check_kills(tmp_path, arguments, world, range(1, STEPS + 1))

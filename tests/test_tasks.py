@@ -7,22 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from tests.commands import PLAIN, QUIET, SMALL, call, call_each, only_run
+from tests.commands import OWN_DATA, PLAIN, QUIET, SMALL, call, call_each, only_run
 
 
 def test_a_checkpoint_alone_is_tested_sampled_and_reconstructed(trained, tmp_path):
-    """Elsewhere, without its folder, and with no setting typed again."""
+    """Elsewhere, without its folder, and with no setting typed again but whose code is to run."""
     run = only_run(trained[0])
     path = tmp_path / "some.pth"
     shutil.copy(run / "checkpoints" / "best.pth", path)
-    call(tmp_path, "task=test", f"checkpoint={path}")
+    checkpoint = (f"checkpoint={path}", OWN_DATA)
+    call(tmp_path, "task=test", *checkpoint)
     found = json.loads((tmp_path / "runs" / "some" / "test_scores.json").read_text())
     first = json.loads((run / "results.json").read_text())
     assert found["likelihoods"] == first["likelihoods"] and found["bound"] == first["bound"]
-    call(tmp_path, "task=sample", f"checkpoint={path}", "task.num_images=7", "task.output=here")
+    call(tmp_path, "task=sample", *checkpoint, "task.num_images=7", "task.output=here")
     images = np.load(tmp_path / "here" / "samples.npz")["images"]
     assert images.shape == (7, 8, 8, 1) and images.dtype == np.uint8
-    call(tmp_path, "task=reconstruct", f"checkpoint={path}", "task.output=here")
+    call(tmp_path, "task=reconstruct", *checkpoint, "task.output=here")
     assert {p.stem for p in (tmp_path / "here").glob("*.png")} == {
         "samples",
         "reconstructions",
@@ -30,11 +31,11 @@ def test_a_checkpoint_alone_is_tested_sampled_and_reconstructed(trained, tmp_pat
         "context",
     }
     few = ["task.num_images=20", "model.is_k=3", "task.split=validation", "task.estimators=[iwae]"]
-    call(tmp_path, "task=test", f"checkpoint={path}", *few, "task.output=there")
+    call(tmp_path, "task=test", *checkpoint, *few, "task.output=there")
     found = json.loads((tmp_path / "there" / "validation_scores.json").read_text())
     assert found["bound"]["images"] == 20 and found["likelihoods"][0]["num_samples"] == 3
     few += ["task.estimators=[]", "task.mi_images=5"]
-    call(tmp_path, "task=report", f"checkpoint={path}", *few, "task.output=page")
+    call(tmp_path, "task=report", *checkpoint, *few, "task.output=page")
     report = json.loads((tmp_path / "page" / "report" / "report.json").read_text())
     assert report["information_images"] == 5 and report["likelihoods"] == []
     assert "what each layer carries" in (tmp_path / "page" / "report" / "report.html").read_text()
@@ -45,6 +46,7 @@ def test_runs_are_compared_from_their_scores_and_a_checkpoint_is_scored(trained,
     other = tmp_path / "other.pth"
     shutil.copy(run / "checkpoints" / "last.pth", other)
     few = ["model.is_k=1", "task.estimators=[iwae]", "task.num_images=20", "train.seed=1"]
+    few += [OWN_DATA]
     arguments = ["task=compare", f"runs=[{run},{other}]"]
     found = call(tmp_path, *arguments, *few, status=1)
     assert "among the runs twice" in found.stderr  # the same settings and the seed just given
@@ -89,7 +91,10 @@ def test_mistakes_with_a_checkpoint_get_one_sentence(trained, tmp_path):
     torch.save(content, other)
     cases = (
         ([f"checkpoint={cut}"], "is damaged"),
-        ([f"checkpoint={other}"], "holds another architecture than its settings describe"),
+        (
+            [f"checkpoint={other}", OWN_DATA],
+            "holds another architecture than its settings describe",
+        ),
         ([f"checkpoint={run}", "dataset=mnist"], "name a data set of that shape"),
         ([f"checkpoint={run}", "model.is_k=0"], "model.is_k=0 is not valid: use a whole number"),
         (

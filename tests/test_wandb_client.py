@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.commands import COMMAND, ONLINE, connected, only_run
-from tests.wandb_server import API_KEY, ENTITY, WandbServer
+from tests.commands import COMMAND, ONLINE, OWN_DATA, connected, only_run
+from tests.wandb_server import API_KEY, ENTITY, MANIFEST, WandbServer
 
 FETCH = """
 import sys
@@ -108,7 +108,7 @@ def test_checkpoints_are_there_whole(server, logged):
 def test_a_run_is_a_checkpoint_by_its_name(server, logged, tmp_path):
     """From another folder, without any setting; the same scores."""
     folder, name = logged
-    found = run(server, tmp_path, COMMAND, "task=test", f"checkpoint={name}")
+    found = run(server, tmp_path, COMMAND, "task=test", f"checkpoint={name}", OWN_DATA)
     assert found.returncode == 0, found.stderr
     (path,) = tmp_path.glob("runs/*/test_scores.json")
     assert path.parent.name == name.replace("/", "-")
@@ -185,6 +185,23 @@ def test_where_wandb_cannot_be_asked_the_copy_fetched_last_stands_in(server, log
     with_warning = run(server, tmp_path, [sys.executable, "-c", FETCH], name)
     assert with_warning.stdout.strip() == kept
     assert f"checkpoint={name}: W&B could not be asked" in with_warning.stderr
+
+
+def test_an_artifact_that_reaches_outside_its_folder_is_not_fetched(server, logged, tmp_path):
+    source = f"{logged[1].rpartition('/')[0]}/{only_run(logged[0]).name}:best"
+    artifact = server.artifact(source)
+    whole = artifact.manifests[MANIFEST]
+    for path in ("../../outside.pth", str(tmp_path / "outside.pth")):
+        manifest = json.loads(whole)
+        manifest["contents"] = {path: manifest["contents"]["best.pth"]}
+        artifact.manifests[MANIFEST] = json.dumps(manifest).encode()
+        found = run(server, tmp_path, [sys.executable, "-c", FETCH], source)
+        assert found.stdout == (
+            f"Error: checkpoint={source}: its file {path} lies outside the artifact, and was not "
+            "fetched.\n"
+        )
+    artifact.manifests[MANIFEST] = whole
+    assert not list(tmp_path.rglob("*.pth"))
 
 
 def test_a_run_of_the_published_code_loads(server, tmp_path, references):

@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 
-from tests.commands import COMMAND, ONLINE, QUIET, SMALL, connected, metrics, only_run
+from tests.commands import COMMAND, ONLINE, OWN_DATA, QUIET, SMALL, connected, metrics, only_run
 from tests.conftest import ROOT
 from tests.wandb_server import API_KEY, ENTITY, WandbServer
 
@@ -212,13 +212,13 @@ def test_another_machine_goes_on_with_a_run(server, tmp_path, undisturbed):
     process = start(server, one, *RUN)
     wait_for(lambda: list(one.glob("runs/*/checkpoints/best.pth")), process)
     process.send_signal(signal.SIGTERM)
-    finish(process, status=130)
+    finish(process, status=75)
     before = only_run(one)
     wandb_id = json.loads((before / "run.json").read_text())["wandb_id"]
     assert 0 < len(metrics(before)) < 3
     quick = ["task.estimators=[iwae]", "task.report=false", "train.device=cpu"]
     resume = f"train.resume_id={ENTITY}/dct_ladder_vae/{wandb_id}"
-    finish(start(server, other, resume, *quick))
+    finish(start(server, other, resume, OWN_DATA, *quick))
     after = check(other, undisturbed)
     assert after.name == before.name and list(server.runs) == [wandb_id]
     assert json.loads((after / "run.json").read_text())["wandb_id"] == wandb_id
@@ -227,11 +227,11 @@ def test_another_machine_goes_on_with_a_run(server, tmp_path, undisturbed):
     found = start(server, other, f"train.resume_id={wandb_id}", *quick)  # now it is local
     assert "Finished before" in finish(found)
     shutil.rmtree(after)  # a bare id means the run in wandb.setup's project
-    finish(start(server, other, f"train.resume_id={wandb_id}", *quick))
+    finish(start(server, other, f"train.resume_id={wandb_id}", OWN_DATA, *quick))
     check(other, undisturbed)
     # What the folder has is not fetched again.
     seen = len(server.requests)
-    finish(start(server, other, "task=test", f"checkpoint={name}", *quick[:1]))
+    finish(start(server, other, "task=test", f"checkpoint={name}", OWN_DATA, *quick[:1]))
     got = [r for r in server.requests[seen:] if r.method == "GET" and r.path.endswith(".pth")]
     assert got == []
 

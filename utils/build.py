@@ -12,19 +12,10 @@ from torch.optim import Optimizer
 from datasets.splits import ImageSplits
 from model.ladder_vae import LadderVAE
 from model.objective import Objective
-from utils.config import ConfigError
+from utils.config import DATASET, ConfigError
 
 OBJECTIVE = ("beta_start", "beta_end", "warmup", "free_bits_thr")
 EVALUATION = ("is_k", "is_k_prior")
-DATASET = (  # the keys that are not the source's own
-    "name",
-    "image_size",
-    "channels",
-    "levels",
-    "standardisation",
-    "horizontal_flip",
-    "data_module",
-)
 
 
 def build(node: dict, key: str, **arguments: Any) -> Any:

@@ -22,6 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 from utils.rules import RULES
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DATASET = (  # the keys that are not the source's own
+    "name",
+    "image_size",
+    "channels",
+    "levels",
+    "standardisation",
+    "horizontal_flip",
+    "data_module",
+)
 
 
 class ConfigError(ValueError):
@@ -52,9 +61,9 @@ def explain(error: Exception) -> ConfigError:
     wrong = re.match(r"Could not (?:override|append) '(.+?)'", text)
     if wrong:
         return unknown(wrong[1])
-    if "Available options in" in str(error):
-        start = next(i for i, line in enumerate(lines) if line.startswith("Available")) + 1
-        options = list(takewhile(lambda line: not line.endswith(":"), lines[start:]))
+    listed = [i for i, line in enumerate(lines) if line.startswith("Available options in")]
+    if listed and listed[0] > 0:  # else it is what was typed
+        options = list(takewhile(lambda line: not line.endswith(":"), lines[listed[0] + 1 :]))
         missing = re.search(r"Could not find '(.+?)'", str(error))
         group, _, choice = (missing[1] if missing else "").rpartition("/")
         return ConfigError(f"{group}={choice} is not a choice: use one of {', '.join(options)}.")

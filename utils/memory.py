@@ -59,13 +59,13 @@ def least(settings: dict, images: int) -> tuple[float, float]:
     weights, maps = 0.0, 0.0
     for scale in layout(dataset["image_size"], *(model[name] for name in names)):
         hidden = int(scale.channels * model["block_ch_mult"])
-        nets = scale.num_latents * (1 + model["decoder"]["num_blocks_per_scale"])
+        nets = scale.num_latents * (1 + model["decoder"].get("num_blocks_per_scale", 1))
         weights += nets * (18 * hidden**2 + 2 * hidden * scale.channels)
         maps += scale.num_latents * scale.channels * scale.size**2
     unet = model["decoder"].get("z_L_prior", {}).get("model", {})
     if "model_channels" in unet:
-        widest = unet["model_channels"] * max(unet["channel_mult"])
-        weights += 18 * widest**2 * unet["num_res_blocks"]
+        widest = unet["model_channels"] * max(unet.get("channel_mult", [1]))
+        weights += 18 * widest**2 * unet.get("num_res_blocks", 1)
     maps += model["num_mix"] * dataset["image_size"] ** 2
     return FLOAT * COPIES * weights, FLOAT * images * maps
 

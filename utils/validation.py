@@ -4,8 +4,12 @@
 whose own signature decides.
 """
 
+from collections.abc import Iterator
+
+import yaml
+
 from model.scales import layout
-from utils.config import ConfigError, leaves, unknown
+from utils.config import CONFIGS, DATASET, ConfigError, leaves, unknown
 from utils.rules import RULES, check
 
 MOST_BLOCKS = 1000  # far more than anybody has trained; building more takes minutes
@@ -17,8 +21,12 @@ def validate(settings: dict) -> None:
     Raises:
         ConfigError: at the first that is wrong.
     """
-    targets = set()
+    targets, present = set(), set()
     for key, value in leaves(settings):
+        groups = {key[:end] for end, sign in enumerate(key) if sign == "."}
+        present |= groups | {key}
+        for single in groups & (RULES.keys() - {"train.scheduler"}):
+            raise ConfigError(check(single, {key.removeprefix(f"{single}."): value}))
         if any(key.startswith(target) for target in targets) and key not in RULES:
             continue
         if key.endswith("._target_"):
@@ -28,7 +36,32 @@ def validate(settings: dict) -> None:
         problem = check(key, value)
         if problem:
             raise ConfigError(problem)
-    _validate_model(settings["model"], settings["dataset"])
+    partial = {f"{target}_partial_" for target in targets} & RULES.keys()
+    for key in (*_required(settings), *sorted(partial)):
+        if key not in present:
+            raise ConfigError(f"{key} is missing: leave it where it was, or give it a value.")
+    try:
+        _validate_model(settings["model"], settings["dataset"])
+    except KeyError as error:
+        raise ConfigError(
+            f"{error.args[0]} is missing in model or dataset: leave it where it was, or give it a "
+            "value."
+        ) from error
+
+
+def _required(settings: dict) -> Iterator[str]:
+    """What must be there, whatever the choices: a command line can take keys away."""
+    task = settings.get("task", {}).get("name", "train")
+    groups = {"": "defaults", "train.": "train/defaults", "wandb.": "wandb/defaults"}
+    groups |= {"model.": "model/base", "task.": f"task/{task}"}
+    for prefix, file in groups.items():
+        content = yaml.safe_load((CONFIGS / f"{file}.yaml").read_text(encoding="utf-8"))
+        own = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
+        yield from (f"{prefix}{key}" for key, _ in leaves(own))
+    yield from (f"dataset.{key}" for key in ("_target_", *DATASET))
+    yield from (f"dataset.data_module.{key}" for key in ("batch_size", "test_batch_size"))
+    for part in ("model.encoder", "model.decoder", "model.decoder.z_L_prior", "train.optimizer"):
+        yield f"{part}._target_"
 
 
 def _validate_model(model: dict, dataset: dict) -> None:
@@ -46,7 +79,7 @@ def _validate_model(model: dict, dataset: dict) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     blocks = sum(model["latent_scales"]) * sum(
-        model[part]["num_blocks_per_scale"] for part in ("encoder", "decoder")
+        model[part].get("num_blocks_per_scale", 1) for part in ("encoder", "decoder")
     )
     if blocks > MOST_BLOCKS:
         raise ConfigError(
