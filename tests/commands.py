@@ -83,7 +83,7 @@ def call_each(folder: Path, cases: list[list[str]]) -> list[tuple[int, str, str]
 
 def only_run(folder: Path) -> Path:
     """The one run in folder/runs."""
-    runs = [path for path in (folder / "runs").iterdir() if path.is_dir()]
+    runs = [path for path in (folder / "runs").glob("[!.]*") if path.is_dir()]
     assert len(runs) == 1
     return runs[0]
 

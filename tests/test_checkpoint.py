@@ -10,11 +10,15 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from datasets import digits
+from datasets.loaders import EvaluationBatches
 from tests.conftest import ROOT, compose, shrunk
-from utils import checkpoint
+from tests.test_trainer import make_trainer
+from utils import checkpoint, config
 from utils.build import build_model
 from utils.checkpoint import load_model
 from utils.config import without_secrets
+from utils.evaluation import posterior_collapse
 from utils.files import atomic_write, verified_write
 from utils.trainer import Progress
 
@@ -160,6 +164,32 @@ def test_a_model_starts_from_anothers_weights(trained, tmp_path):
         checkpoint.initialise(fresh, other)
     with pytest.raises(ValueError, match=r"train\.init_from=.*is not a file"):
         checkpoint.initialise(fresh, tmp_path / "none.pth")
+
+
+NELBO = 154.0955  # of the stored checkpoint on the digits' test set
+SHAPE = ("num_ch", "latent_scales", "latent_width", "decoder.z_L_prior.T")
+SHAPE += tuple(f"decoder.z_L_prior.model.{k}" for k in ("model_channels", "num_res_blocks"))
+KEPT = [f"model.{key}" for key in (*SHAPE, "decoder.z_L_prior.model.num_heads")]
+KEPT += ["train.ema_rate", "model.decoder.z_L_prior.t_sample"]
+
+
+def test_a_checkpoint_of_every_schema_is_kept_and_loads(tmp_path):
+    """Written by this project when the schema was new; weights, settings and state go on."""
+    stored = ROOT / "tests" / "checkpoints"
+    names = {f"schema_{number}.pth" for number in range(1, checkpoint.SCHEMA + 1)}
+    assert {path.name for path in stored.iterdir()} == names, "store one of each new schema"
+    model, settings = load_model(stored / "schema_1.pth")
+    assert settings.name == "digits_dct_ladder" and settings.train.ema_rate == 0.99
+    held_out = EvaluationBatches(digits.load().test, 16, 500)
+    report = posterior_collapse(model, held_out, 0, 2, lambda images: None).report()
+    assert report.nelbo == pytest.approx(NELBO, rel=1e-4)
+    content = torch.load(stored / "schema_1.pth", weights_only=True)
+    overrides = [f"{k}={v}" for k, v in config.leaves(content["config"]) if k in KEPT]
+    trainer = make_trainer(tmp_path, *overrides, "train.max_epochs=3")
+    trainer.restore(content)
+    assert (trainer.progress.epoch, trainer.progress.step) == (2, 26)
+    trainer.fit()
+    assert trainer.progress.step == 31
 
 
 def step_state(step):

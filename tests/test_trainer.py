@@ -1,7 +1,9 @@
 """Training: accumulated gradients, skipped steps, averages, and stops that cost nothing."""
 
+import itertools
 import json
 import math
+import time
 from functools import partial
 
 import pytest
@@ -292,6 +294,18 @@ def test_schedulers_and_optimisers(tmp_path, scheduler, optimizer):
     assert trainer.optimizer.__class__.__name__.lower() == optimizer
     if scheduler in ("cosine", "cyclic"):
         assert rates[0] != trainer.optimizer.param_groups[0]["lr"]
+
+
+def test_a_clock_that_jumps_does_no_harm(tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("even", "jumping")]
+    now = time.time()
+    for folder in folders:
+        folder.mkdir()
+        trainer = make_trainer(folder)
+        trainer.fit()
+        leaps = itertools.cycle([0.0, -1e6, 1e9, now, 5.0])
+        monkeypatch.setattr(time, "time", lambda leaps=leaps: next(leaps))
+    assert rows(folders[0]) == rows(folders[1])
 
 
 def test_mixed_precision_trains(tmp_path):

@@ -89,6 +89,8 @@ def test_a_run_is_mirrored(server, logged):
     assert len(pictures) > 10 and all(path.read_bytes() in sent for path in pictures)
     text = json.dumps(mirrored.config)
     assert '"num_ch"' in text and API_KEY not in text
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert [path for path in files if API_KEY.encode() in path.read_bytes()] == []
     assert mirrored.tags == ["small", "plain"]
     assert list((local / "tensorboard").glob("events.out.tfevents.*"))
 

@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TextIO
 
@@ -30,6 +31,7 @@ from utils.wandb_client import FetchedRun
 
 log = logging.getLogger("ladder_vae")
 
+LARGEST_LOG = 20_000_000  # bytes, then it goes on in a new file and one old one is kept
 RESULTS = "results"  # .json: the scores; .npz: each image's
 
 
@@ -173,7 +175,7 @@ def recorded_settings(runs_dir: str, wandb_id: str) -> dict | None:
 
 def log_to(path: Path) -> None:
     """Send the log, warnings included, to this file and nowhere else."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = RotatingFileHandler(path, maxBytes=LARGEST_LOG, backupCount=1, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     for old in list(root.handlers):
