@@ -1,14 +1,18 @@
 """The command as a user types it, in processes of its own."""
 
+import atexit
 import json
 import os
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import matplotlib
 
 from tests.conftest import ROOT, shrunk
+from tests.forks import Forks
 from tests.wandb_server import WandbServer
 
 COMMAND = [sys.executable, "-u", str(ROOT / "run_experiment.py")]
@@ -35,16 +39,29 @@ def connected(server: WandbServer, folder: Path) -> dict:
     return {**variables, "PYTHONPATH": str(ROOT)}
 
 
+@cache
+def forks() -> Forks:
+    """One for all commands of this process."""
+    started = Forks()
+    atexit.register(started.close)
+    return started
+
+
 def call(folder: Path, *arguments: str, launcher: tuple = (), status: int = 0, timeout=240):
-    """Run the command in `folder` and return what it printed."""
-    found = subprocess.run(
-        [*launcher, *COMMAND, *arguments],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    """Run the command in `folder` and return what it printed.
+
+    launcher: what starts it; else it is a fork of a process that has imported what it imports.
+    """
+    command, variables = [*launcher, *COMMAND, *arguments], environment(folder)
+    if launcher:
+        settings = {"cwd": folder, "env": variables, "capture_output": True, "text": True}
+        found = subprocess.run(command, timeout=timeout, **settings)
+    else:
+        with tempfile.TemporaryDirectory() as output:
+            case = {"folder": str(folder), "environment": variables, "output": output}
+            (ended,), _ = forks().run(arguments=arguments, **case)
+            texts = (Path(output, f"{name}0.txt").read_text() for name in ("output", "errors"))
+            found = subprocess.CompletedProcess(command, ended, *texts)
     assert found.returncode == status, found.stdout + found.stderr
     return found
 

@@ -1,6 +1,9 @@
 """What the tests share: small models from the shipped configs, and data that may not be there."""
 
+import fcntl
+import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -77,8 +80,21 @@ def references() -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """(folder, output) of one small training run by the command, with W&B as it is by default."""
+    """(folder, output) of one small training run by the command, with W&B as it is by default.
+
+    The first of pytest's workers that asks makes it, for all.
+    """
     from tests.commands import SMALL, call
 
-    folder = tmp_path_factory.mktemp("trained")
-    return folder, call(folder, "experiment=digits_dct_ladder", *SMALL)
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = base / "trained", base / "trained.json"
+    with open(base / "trained.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            folder.mkdir()
+            arguments = ["experiment=digits_dct_ladder", *SMALL]
+            found = call(folder, *arguments, launcher=("env",))  # from its first import on
+            done.write_text(json.dumps([found.stdout, found.stderr]))
+    output, errors = json.loads(done.read_text())
+    return folder, subprocess.CompletedProcess([], 0, output, errors)

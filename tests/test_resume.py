@@ -3,14 +3,11 @@
 import hashlib
 import json
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from tests.commands import PLAIN, QUIET, SMALL, environment, metrics, only_run
-from tests.conftest import ROOT
+from tests.commands import PLAIN, QUIET, SMALL, environment, forks, metrics, only_run
 
 STEPS = 30
 THREE = ["train.max_epochs=3", "dataset.data_module.batch_size=130"]  # of 1,300 images
@@ -19,20 +16,6 @@ CHANGING = ["train.ema_rate=0.9", "model.warmup=2"]  # state that an epoch or a 
 DCT = ["experiment=digits_dct_ladder", *SMALL, *QUIET, *THREE, *CHANGING]
 DCT += ["model.decoder.z_L_prior.t_sample=loss_aware", "train.checkpoint_every=4 steps"]
 LADDER = [*PLAIN, *QUIET, *THREE, "train.checkpoint_every=1 step", "train/scheduler=plateau"]
-
-
-def run_all(cases, folder):
-    """Statuses and seconds of each case, by forks of one process."""
-    found = subprocess.run(
-        [sys.executable, "-m", "tests.killed"],
-        input=json.dumps(cases),
-        cwd=ROOT,
-        env={**environment(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
-    return [json.loads(line) for line in found.stdout.splitlines()]
 
 
 def digests(value, name=""):
@@ -56,29 +39,29 @@ def all_of(folder):
     return {k: v for k, v in found.items() if not k.endswith((".wandb_id", "progress.seconds"))}
 
 
-def case(folder, arguments, world=1, kill=None):
+def run(folder, arguments, world, kill=None):
+    """Statuses of the command's processes, seconds between their ends, what the main one said."""
     folder.mkdir(exist_ok=True)
-    return {"folder": str(folder), "arguments": arguments, "world": world, "kill": kill}
+    places = {"folder": str(folder), "output": str(folder), "environment": environment(folder)}
+    statuses, seconds = forks().run(arguments=arguments, world=world, kill=kill, **places)
+    text = (folder / "output0.txt").read_text() + (folder / "errors0.txt").read_text()
+    return statuses, seconds, text
 
 
 def check_kills(tmp_path, arguments, world, steps):
     """Killed once at each of these steps, at a random moment of it; then the same command."""
-    chance = random.Random(world)
-    folders = {step: tmp_path / f"killed{step}" for step in steps}
-    cases = [case(tmp_path / "whole", arguments, world)]
-    for step, folder in folders.items():
-        kill = [chance.randrange(world), step, chance.uniform(0, 0.05)]
-        cases += [case(folder, arguments, world, kill), case(folder, arguments, world)]
-    (*finished, _), *ends = run_all(cases, tmp_path)
-    assert finished == [0] * world, (tmp_path / "whole" / "output0.txt").read_text()
+    chance, good = random.Random(world), [0] * world
+    statuses, _, text = run(tmp_path / "whole", arguments, world)
+    assert statuses == good, text
     whole = all_of(tmp_path / "whole")
     assert len(whole["metrics"]) == 3 and len(whole) > 200
-    killed, again = ends[::2], ends[1::2]
-    for (step, folder), statuses, (*resumed, _) in zip(folders.items(), killed, again, strict=True):
-        text = (folder / "output0.txt").read_text()
-        assert -9 in statuses[:-1] and 0 not in statuses[:-1], (step, text)
-        assert statuses[-1] < 30, f"step {step}: {statuses[-1]} s from the kill to the end of all"
-        assert resumed == [0] * world, (step, text)
+    for step in steps:
+        folder, kill = tmp_path / f"killed{step}", [chance.randrange(world), step]
+        statuses, seconds, text = run(folder, arguments, world, [*kill, chance.uniform(0, 0.05)])
+        assert -9 in statuses and 0 not in statuses, (step, text)
+        assert seconds < 30, f"step {step}: {seconds} s from the kill to the end of all"
+        statuses, _, text = run(folder, arguments, world)
+        assert statuses == good, (step, text)
         assert "continuing at epoch" in text or step <= 8  # the first may not be written yet
         assert all_of(folder) == whole, step
 
