@@ -22,7 +22,7 @@ from utils.config import CONFIGS
 from utils.saving import Saver, snapshot
 from utils.trainer import Progress
 
-SIZE = 1024
+SIZE, SECONDS = 1024, 2.0
 
 
 def products(a: torch.Tensor, until: float) -> float:
@@ -56,7 +56,7 @@ def cost(experiment: str, device: str, folder: Path) -> tuple[int, float, float,
         took.append(time.perf_counter() - began)
 
     a = torch.randn(SIZE, SIZE, device=device)
-    before = products(a, time.perf_counter() + 2.0)
+    before = products(a, time.perf_counter() + SECONDS)
     saver = Saver(write)
     saver.put(["last"], copy)
     count, began = 0, time.perf_counter()

@@ -11,6 +11,7 @@ import tomllib
 import pytest
 import yaml
 
+from benchmarks import saving
 from tests.conftest import ROOT, shrunk
 from utils import config
 from utils.validation import validate
@@ -97,6 +98,12 @@ def test_the_benchmark_measures(tmp_path):
     assert found.returncode == 0, found.stderr
     for measure in ("matrix product", "training", "evaluation, iwae", "sampling"):
         assert re.search(rf"{measure}\W+[\d,]+", found.stdout)
+
+
+def test_the_benchmark_of_saving_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "SECONDS", 0.1)
+    size, copying, writing, rate = saving.cost("digits_ladder", "cpu", tmp_path)
+    assert 4e6 < size < 6e6 and 0 < copying < writing and 0 < rate < 2
 
 
 def test_nothing_of_ours_is_installed_under_its_common_name():
