@@ -10,6 +10,7 @@ python run_experiment.py task=compare 'runs=[runs/digits_*]'
 
 import os
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from model import LadderVAE
 from utils import build, checkpoint, config, distributed, quality, results, wandb_client
 from utils.distributed import Processes
 from utils.files import write_scores
+from utils.lifeline import ASKED
 from utils.memory import check_memory
 from utils.rules import check
 from utils.runs import RunFolder, locked, log_to, matching, recorded_run, recorded_settings
@@ -38,6 +40,7 @@ from utils.validation import validate
 
 MAIN_PROCESS = os.getpid()
 SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+TOLD = (ValueError, TrainingStopped, OSError, OmegaConfBaseException)  # in one sentence
 FAILED: list[Exception] = []  # jobs of this command that ended with an error
 
 
@@ -49,6 +52,16 @@ def run(composed: DictConfig) -> None:
     try:
         tasks = {"train": train, "compare": compare, "sync": sync}
         tasks.get(composed.task.name, use)(composed, processes)
+    except BaseException as error:
+        status, told = getattr(error, "status", 1), None
+        if not isinstance(error, (Interrupted, KeyboardInterrupt)):
+            told = sentence(error) if isinstance(error, TOLD) else traceback.format_exc()
+        end = distributed.failed(status, told, error)
+        if end is None:
+            raise
+        if processes.is_main:
+            print(end.sentence, file=sys.stderr)
+        sys.exit(end.status)
     finally:
         distributed.stop()
 
@@ -329,14 +342,18 @@ def job(composed: DictConfig) -> None:
     try:
         run(composed)
     except (Interrupted, KeyboardInterrupt) as asked:
-        print("Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
+        print(ASKED, file=sys.stderr)
         sys.exit(getattr(asked, "status", INTERRUPTED))
-    except (ValueError, TrainingStopped, OSError, OmegaConfBaseException) as error:
+    except TOLD as error:
         if os.getpid() != MAIN_PROCESS or SHOW_TRACEBACK:  # a launcher elsewhere must see it fail
             raise
-        told = config.explain(error) if isinstance(error, OmegaConfBaseException) else error
-        print(f"Error: {told}", file=sys.stderr)
+        print(f"Error: {sentence(error)}", file=sys.stderr)
         FAILED.append(error)
+
+
+def sentence(error: Exception) -> str:
+    """What a person can mend."""
+    return str(config.explain(error) if isinstance(error, OmegaConfBaseException) else error)
 
 
 def main() -> int:

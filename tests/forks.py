@@ -1,12 +1,13 @@
 """Processes of the command as forks of one that has imported what it imports, which takes seconds.
 
-A case is {folder, arguments, environment, output, world, kill}: so many processes of the command
-with these arguments run in the folder, what they print goes to files in `output`, and `kill` names
-[rank, training step, seconds after that step's start] for a SIGKILL, or is null.
+A case is {folder, arguments, environment, output, world, fault, script}: so many processes of the
+command (or a script) with these arguments run in the folder, what they print goes to files in
+`output`, and `fault` names [rank (null: all), training step, what goes wrong, more of it] or is null.
 """
 
 import json
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -15,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 from threading import Timer
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "run_experiment.py"
@@ -82,26 +85,66 @@ def start(case: dict, rank: int, world: int, port: int) -> int:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in places.items()})
-    kill = case.get("kill")
-    if kill and kill[0] == rank:
-        kill_at(*kill[1:])
-    sys.argv = [str(SCRIPT), *case["arguments"]]
+    fault = case.get("fault")
+    if fault and fault[0] in (rank, None):
+        go_wrong(*fault[1:])
+    sys.argv = [case.get("script", str(SCRIPT)), *case["arguments"]]
     runpy.run_path(sys.argv[0], run_name="__main__")
     raise SystemExit  # which the command does itself
 
 
-def kill_at(step: int, delay: float) -> None:
-    """SIGKILL this process so long after a training step has begun."""
+def go_wrong(step: int, what: str, *more) -> None:
+    """When this training step begins."""
     from utils.trainer import Trainer
 
     whole = Trainer._train_step
 
     def watched(self, passes, beta):
         if self.progress.step + 1 == step:
-            Timer(delay, os.kill, [os.getpid(), signal.SIGKILL]).start()
+            FAULTS[what](self, *more)
         return whole(self, passes, beta)
 
     Trainer._train_step = watched
+
+
+def kill(trainer, delay: float) -> None:
+    """SIGKILL, so long afterwards."""
+    Timer(delay, os.kill, [os.getpid(), signal.SIGKILL]).start()
+
+
+def ask(trainer, number: int) -> None:
+    """A signal, to this process alone."""
+    os.kill(os.getpid(), number)
+
+
+def fail(trainer) -> None:
+    """What nobody has thought of."""
+    raise LookupError("a bug")
+
+
+def spoil(trainer) -> None:
+    """NaN from a layer on."""
+    layer = trainer.model.get_submodule("decoder.blocks.1.z_conv")
+    layer.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+
+
+def drift(trainer) -> None:
+    """Weights that the other processes don't have."""
+    with torch.no_grad():
+        trainer.model.encoder.stem.bias[0] += 1e-6
+
+
+def go_past(trainer) -> None:
+    """The loss by the module itself instead of by what wraps it: nothing is averaged."""
+    trainer.loss_module = getattr(trainer.loss_module, "module", trainer.loss_module)
+
+
+def fill_disk(trainer) -> None:
+    """No file may grow over 100 kB, as by a quota."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+FAULTS = {f.__name__: f for f in (kill, ask, fail, spoil, drift, go_past, fill_disk)}
 
 
 def main() -> None:

@@ -39,11 +39,11 @@ def all_of(folder):
     return {k: v for k, v in found.items() if not k.endswith((".wandb_id", "progress.seconds"))}
 
 
-def run(folder, arguments, world, kill=None):
+def run(folder, arguments, world, fault=None):
     """Statuses of the command's processes, seconds between their ends, what the main one said."""
     folder.mkdir(exist_ok=True)
     places = {"folder": str(folder), "output": str(folder), "environment": environment(folder)}
-    statuses, seconds = forks().run(arguments=arguments, world=world, kill=kill, **places)
+    statuses, seconds = forks().run(arguments=arguments, world=world, fault=fault, **places)
     text = (folder / "output0.txt").read_text() + (folder / "errors0.txt").read_text()
     return statuses, seconds, text
 
@@ -56,8 +56,9 @@ def check_kills(tmp_path, arguments, world, steps):
     whole = all_of(tmp_path / "whole")
     assert len(whole["metrics"]) == 3 and len(whole) > 200
     for step in steps:
-        folder, kill = tmp_path / f"killed{step}", [chance.randrange(world), step]
-        statuses, seconds, text = run(folder, arguments, world, [*kill, chance.uniform(0, 0.05)])
+        folder, rank = tmp_path / f"killed{step}", chance.randrange(world)
+        kill = [rank, step, "kill", chance.uniform(0, 0.05)]
+        statuses, seconds, text = run(folder, arguments, world, kill)
         assert -9 in statuses and 0 not in statuses, (step, text)
         assert seconds < 30, f"step {step}: {seconds} s from the kill to the end of all"
         statuses, _, text = run(folder, arguments, world)

@@ -12,6 +12,7 @@ import torch
 from datasets.loaders import EvaluationBatches, TrainBatches
 from tests.conftest import compose, shrunk
 from utils import build
+from utils.distributed import Processes
 from utils.saving import Saver
 from utils.signals import Interrupted, Signals
 from utils.terminal import Terminal
@@ -19,12 +20,20 @@ from utils.tracking import LocalSink, Tracker
 from utils.trainer import Trainer, TrainingStopped
 
 
-def make_trainer(folder, *overrides, experiment="digits_dct_ladder", optimizer=None, device="cpu"):
+def make_trainer(
+    folder,
+    *overrides,
+    experiment="digits_dct_ladder",
+    optimizer=None,
+    device="cpu",
+    dtype=torch.float32,
+    processes=Processes(),  # noqa: B008
+):
     """A trainer over 40 small images whose checkpoints go to `folder`."""
     base = ["dataset.data_module.batch_size=8", "train.max_epochs=3", "train.grad_skip_thr=0"]
     settings = compose(experiment, *shrunk(experiment), *base, *overrides)
     torch.manual_seed(settings["train"]["seed"])
-    model = build.build_model(settings).to(device)
+    model = build.build_model(settings).to(device, dtype)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 17, (56, 1, 8, 8), generator=generator).to(device, torch.uint8)
     model.fit_context(images[:40], 16)
@@ -33,6 +42,8 @@ def make_trainer(folder, *overrides, experiment="digits_dct_ladder", optimizer=N
         16,
         settings["dataset"]["data_module"]["batch_size"],
         settings["train"]["seed"],
+        rank=processes.rank,
+        world=processes.world,
         passes=settings["train"]["acc_grad"],
     )
 

@@ -4,17 +4,29 @@ mpiexec/mpirun (through mpi4py), torchrun and srun are recognised by their envir
 of them, or with one process, nothing is initialised and every call here is the identity.
 """
 
+import fcntl
 import os
+import re
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.lifeline import Elsewhere, End, Lifeline
+
+PATIENCE = timedelta(hours=4)  # in a collective: a process that is gone ends the others by itself
+BROKEN = re.compile("gloo|nccl|closed by peer|connection reset|broken pipe", re.IGNORECASE)
+INTERFACE_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+_lifeline: Lifeline | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +65,13 @@ def start(ddp: bool | str) -> Processes:
     Raises:
         ValueError: if train.ddp asks for what the launcher did not provide.
     """
-    kind = launcher()
-    processes = {
-        "mpi": _from_mpi,
-        "torchrun": _from_torchrun,
-        "srun": _from_srun,
-        "none": Processes,
-    }[kind]()
+    global _lifeline
+    kind, store = launcher(), None
+    if kind == "mpi":
+        processes, store = _from_mpi()
+    else:
+        known = {"torchrun": _from_torchrun, "srun": _from_srun, "none": Processes}
+        processes = known[kind]()
     if ddp is True and processes.world == 1:
         raise ValueError(
             "train.ddp=true needs several processes: start with mpiexec -n 4 (or torchrun, srun), "
@@ -70,13 +82,41 @@ def start(ddp: bool | str) -> Processes:
             f"train.ddp=false but {kind} started {processes.world} processes: use train.ddp=auto."
         )
     if processes.world > 1:
+        rank, world = processes.rank, processes.world
+        if store is None:
+            store, _, _ = next(dist.rendezvous("env://", rank, world))
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface(host, port)):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, rank=processes.rank, world_size=processes.world)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        _lifeline = Lifeline(rank, world, dist.PrefixStore("ours", store), host)
     return processes
+
+
+def failed(status: int, told: str | None, error: BaseException) -> End | None:
+    """This process ends before its time: the others are told, and end too.
+
+    told: what to say of it; None where it was asked to end. Returns how the run ends for the
+    person: this way (None), or another's, of which this may be the consequence.
+    """
+    if _lifeline is None:
+        return None
+    end = None
+    if isinstance(error, Elsewhere) or (
+        isinstance(error, RuntimeError) and BROKEN.search(str(error))
+    ):
+        end = _lifeline.others()
+    end = end or _lifeline.fail(status, told)
+    return None if end.rank == _lifeline.rank == 0 else end
 
 
 def stop() -> None:
     """Leave the process group, if there is one."""
+    global _lifeline
+    if _lifeline is not None:
+        _lifeline.close()
+        _lifeline = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -86,15 +126,46 @@ def _from_torchrun() -> Processes:
     return Processes(rank, world, local, "torchrun")
 
 
-def _from_mpi() -> Processes:
-    """Ranks from mpi4py; rank 0's host name and a free port of its are broadcast for rendezvous."""
+def _from_mpi() -> tuple[Processes, dist.Store]:
+    """Ranks from mpi4py; rank 0 opens the rendezvous at a free port, and MPI tells the others.
+
+    That is all that MPI is for: the processes then talk by themselves.
+    """
     from mpi4py import MPI  # loads the MPI library: only where MPI launched us
 
     comm = MPI.COMM_WORLD
-    address = comm.bcast((socket.getfqdn(), _free_port()) if comm.rank == 0 else None)
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address[0], str(address[1])
-    local = comm.Split_type(MPI.COMM_TYPE_SHARED).rank
-    return Processes(comm.rank, comm.size, local, "mpi")
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    store, place = None, None
+    if comm.rank == 0:
+        host = "127.0.0.1" if node.size == comm.size else socket.getfqdn()
+        store = dist.TCPStore(host, 0, comm.size, is_master=True, wait_for_workers=False)
+        place = (host, store.port)
+    host, port = comm.bcast(place)
+    if store is None:
+        store = dist.TCPStore(host, port, comm.size, is_master=False, wait_for_workers=False)
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
+    processes = Processes(comm.rank, comm.size, node.rank, "mpi")
+    MPI.Finalize()  # a process that ends must not wait for the others, nor they for it
+    return processes, store
+
+
+def _interface(host: str, port: int) -> str | None:
+    """The network interface towards a host, as gloo wants it named: its own guess is a name's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, port))
+            mine = probe.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                request = struct.pack("256s", name.encode()[:15])
+                try:
+                    reply = fcntl.ioctl(probe.fileno(), INTERFACE_ADDRESS, request)
+                except OSError:  # it has no address
+                    continue
+                if socket.inet_ntoa(reply[20:24]) == mine:
+                    return name
+        except OSError:  # not IPv4, not Linux: gloo guesses
+            return None
+    return None
 
 
 def _from_srun() -> Processes:
@@ -108,12 +179,6 @@ def _from_srun() -> Processes:
     env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 20_000))
     world = int(env["SLURM_STEP_NUM_TASKS"])
     return Processes(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), "srun")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 def pick_device(wanted: str, processes: Processes) -> torch.device:
@@ -176,15 +241,41 @@ def agree(*flags: bool) -> list[bool]:
     return [count > 0 for count in total(torch.tensor(flags, dtype=torch.float32)).tolist()]
 
 
-def wrap(module: nn.Module, device: torch.device) -> nn.Module:
+def wrap(module: nn.Module, device: torch.device, passes: int = 1) -> nn.Module:
     """The module under DistributedDataParallel where there are several processes.
 
     The loss must be computed by calling what is returned: past it, gradients are never averaged.
+    passes: backward passes per step; more than one, of which the last alone communicates, are
+    against the rules of a static graph.
     """
     if not dist.is_initialized():
         return module
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(module, ids, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(
+        module, ids, gradient_as_bucket_view=True, static_graph=passes == 1
+    )
+
+
+def differing(module: nn.Module) -> str | None:
+    """The first weight or buffer that is not bit for bit the same on all processes."""
+    if not dist.is_initialized():
+        return None
+    state = module.state_dict()
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    sums = torch.stack([_bits(tensor) for tensor in state.values()]).to(device)
+    highest, lowest = sums.clone(), sums
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    dist.all_reduce(lowest, dist.ReduceOp.MIN)
+    differ = (highest != lowest).tolist()
+    return next((name for name, differs in zip(state, differ, strict=True) if differs), None)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """A number made of all bits of a tensor and their places: scalar int64."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = tensor.detach().contiguous().flatten().view(kinds[tensor.element_size()]).long()
+    places = torch.arange(len(bits), device=bits.device)
+    return (bits * (2 * places + 1)).sum()  # modulo 2^64
 
 
 def no_sync(module: nn.Module, more: bool) -> AbstractContextManager:

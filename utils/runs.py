@@ -65,6 +65,8 @@ class RunFolder:
         """
         logging.captureWarnings(True)  # into the log; unseen on the other processes
         lock = self._open(anew, fetched) if self.processes.is_main else None
+        if not lock:  # else logging prints what nobody has asked for
+            logging.getLogger().addHandler(logging.NullHandler())
         main_first(self.processes, lambda: None)
         try:
             yield

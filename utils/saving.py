@@ -67,7 +67,7 @@ class Saver:
             try:
                 self.write(name, state)
             except Exception as error:
-                told = f"the checkpoint {name}.pth could not be written ({one_line(error)})"
+                told = f"the checkpoint {name}.pth could not be written ({_reason(error)})"
                 with self._lock:
                     self._error, self._thread = SaveFailed(told), None
                 return
@@ -80,3 +80,11 @@ class Saver:
             if not self._waiting:
                 self._thread = None
             return next(iter(self._waiting.items()), None)
+
+
+def _reason(error: BaseException) -> str:
+    """What the disk said, where an error on the way out of a file has taken its place."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__context__
+    return one_line(found or error)

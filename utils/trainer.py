@@ -22,6 +22,7 @@ from model.objective import LossModule, Objective, bits_per_dim
 from utils import diagnosis, distributed
 from utils.collapse import Collapse, CollapseReport
 from utils.evaluation import posterior_collapse
+from utils.lifeline import Elsewhere
 from utils.saving import SaveFailed, Saver, snapshot
 from utils.signals import Interrupted, Signals
 from utils.terminal import Terminal
@@ -78,7 +79,9 @@ class Trainer:
         self.device = model.device
         self.progress = Progress()
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.loss_module = distributed.wrap(LossModule(model, objective), self.device)
+        self.loss_module = distributed.wrap(
+            LossModule(model, objective), self.device, train["acc_grad"]
+        )
         self.ema = None
         if train["ema_rate"] > 0:
             self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train["ema_rate"]))
@@ -128,15 +131,19 @@ class Trainer:
             while self.progress.epoch < self.settings["max_epochs"] and not self._out_of_patience():
                 self._train_epoch()
                 self._end_epoch()
-            self._saved_all()
+            self._check_saves(wait=True)
             if any(distributed.agree(self.signals.asked)):
                 raise Interrupted(self.signals.status)
 
-    def _save(self, *names: str, wait: bool = False) -> None:
+    def _save(self, *names: str, wait: bool = False, alone: bool = False) -> None:
         """The state, to be written under these names while training goes on; or at once, to `wait`.
 
-        Weights that are not finite are not saved: they stop the run.
+        Weights that are not finite, or not the same on all processes (which may not do this at the
+        same time: `alone`), are not saved: they stop the run.
         """
+        differing = None if alone else distributed.differing(self.model)
+        if differing:
+            self._stop(f"the processes have different weights, first {differing}")
         bad = diagnosis.bad_weights(self.evaluated) or diagnosis.bad_weights(self.model)
         if bad:
             self._stop(f"the weights are not finite, first {bad}")
@@ -144,13 +151,15 @@ class Trainer:
             self.saver.put(list(names), snapshot(self.state()))
         self.saved = time.monotonic()
         if wait:
-            self._saved_all()
+            self._check_saves(wait=True)
 
-    def _saved_all(self) -> None:
-        """Wait for the checkpoints; where one failed, train.on_save_error says what follows."""
+    def _check_saves(self, wait: bool = False) -> None:
+        """Where a checkpoint could not be written since, train.on_save_error says what follows."""
         try:
-            if self.saver:
+            if self.saver and wait:
                 self.saver.finish()
+            elif self.saver:
+                self.saver.check()
         except SaveFailed as error:
             self._save_failed(error)
 
@@ -171,7 +180,7 @@ class Trainer:
 
     def _leave(self) -> None:
         """Save, and end the run as asked."""
-        self._save("last", wait=True)
+        self._save("last", wait=True, alone=True)
         raise Interrupted(self.signals.status)
 
     def _out_of_patience(self) -> bool:
@@ -190,6 +199,7 @@ class Trainer:
                 stop, save = self._train_step(passes, beta)
                 p.seconds += time.perf_counter() - began
                 bar.advance(self._progress_text())
+                self._check_saves()
                 if stop:
                     self._leave()
                 if save:
@@ -224,6 +234,8 @@ class Trainer:
         figures = sums.tolist()
         finite = all(map(math.isfinite, figures))
         stop, save, bad = distributed.agree(self.signals.asked, self._save_due(), not finite)
+        if bad and finite and self.settings["on_nonfinite"] == "stop":
+            raise Elsewhere
         norm = self._update(bad, partial(self._where_from, passes, beta, figures))
         p.step, p.batch = p.step + 1, p.batch + 1
         if not bad and math.isfinite(norm):
