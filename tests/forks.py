@@ -2,7 +2,7 @@
 
 A case is {folder, arguments, environment, output, world, fault, script}: so many processes of the
 command (or a script) with these arguments run in the folder, what they print goes to files in
-`output`, and `fault` names [rank (null: all), training step, what goes wrong, more of it] or is null.
+`output`, and `fault` names [rank or null for all, training step, what goes wrong, more] or is null.
 """
 
 import json
