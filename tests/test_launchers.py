@@ -45,8 +45,8 @@ def start(folder, launcher):
     return process
 
 
-def members(session: int) -> dict[int, str]:
-    """The ranks of a session's processes that train, by process id."""
+def members(folder) -> dict[int, str]:
+    """The ranks of the processes that train in a folder, by process id."""
     found = {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -56,20 +56,25 @@ def members(session: int) -> dict[int, str]:
                 if "=" in item
             )
             script = (place / "cmdline").read_text().split("\0")[1:3]
-            if os.getsid(int(place.name)) == session and any("run_exp" in s for s in script):
+            if (place / "cwd").readlink() == folder and any("run_exp" in s for s in script):
                 found[int(place.name)] = variables.get("PMI_RANK", variables.get("RANK"))
         except (OSError, ValueError):
             continue
     return {process: rank for process, rank in found.items() if rank is not None}
 
 
-def end(process) -> tuple[str, float]:
+def end(process, folder) -> tuple[str, float]:
     """What it printed to its errors, and how long it took to end with all that it started."""
     began = time.monotonic()
-    _, errors = process.communicate(timeout=40)
-    while members(process.pid) and time.monotonic() - began < 40:
-        time.sleep(0.05)
-    return errors, time.monotonic() - began
+    try:
+        _, errors = process.communicate(timeout=40)
+        while members(folder) and time.monotonic() - began < 40:
+            time.sleep(0.05)
+        return errors, time.monotonic() - began
+    finally:
+        process.kill()
+        for left in members(folder):
+            os.kill(left, signal.SIGKILL)
 
 
 def test_torchrun_and_three_by_mpiexec(tmp_path):
@@ -101,11 +106,11 @@ def test_torchrun_and_three_by_mpiexec(tmp_path):
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_killed_process_is_the_end_of_all(tmp_path, launcher, rank):
     process = start(tmp_path, launcher)
-    (victim,) = (p for p, place in members(process.pid).items() if place == rank)
+    (victim,) = (p for p, place in members(tmp_path).items() if place == rank)
     os.kill(victim, signal.SIGKILL)
-    _, seconds = end(process)
+    _, seconds = end(process, tmp_path)
     print(f"{launcher}, process {rank} killed: all ended after {seconds:.1f} s")
-    assert process.returncode != 0 and seconds < 30 and not members(process.pid)
+    assert process.returncode != 0 and seconds < 30 and not members(tmp_path)
 
 
 @pytest.mark.slow
@@ -118,9 +123,9 @@ def test_the_launcher_asked_to_stop(tmp_path, launcher, number):
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    errors, seconds = end(process)
+    errors, seconds = end(process, tmp_path)
     print(f"{launcher}, {number.name}: {process.returncode} after {seconds:.1f} s")
-    assert process.returncode != 0 and seconds < 30 and not members(process.pid)
+    assert process.returncode != 0 and seconds < 30 and not members(tmp_path)
     assert errors.count("Interrupted: the same command goes on") <= 1
     before = len(metrics(only_run(tmp_path)))
     output = call(tmp_path, *LONG[:-3], f"train.max_epochs={before + 1}").stdout

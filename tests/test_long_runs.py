@@ -22,6 +22,7 @@ def taken(process_id: int) -> tuple[int, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_thousand_steps_take_what_two_hundred_do(tmp_path):
     """With everything on: pictures and W&B each epoch, a checkpoint every 20 steps."""
     rest = ["task.report=false", "task.estimators=[]"]
