@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.objective import LossModule
 from model.scales import layout
@@ -12,7 +11,8 @@ from utils.build import build_model, build_objective
 from utils.config import ConfigError
 
 FLOAT, COPIES = 4, 4  # bytes; of each weight: itself, its gradient, two moments
-MAPS = 200  # more than what is kept per latent, in maps of its scale's channels
+FEWEST = 4  # maps of a scale's channels that training keeps per latent: fewer than it does …
+MAPS = 50  # … and so many times as much is more than it does
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -61,7 +61,7 @@ def least(settings: dict, images: int) -> tuple[float, float]:
         hidden = int(scale.channels * model["block_ch_mult"])
         nets = scale.num_latents * (1 + model["decoder"].get("num_blocks_per_scale", 1))
         weights += nets * (18 * hidden**2 + 2 * hidden * scale.channels)
-        maps += scale.num_latents * scale.channels * scale.size**2
+        maps += FEWEST * scale.num_latents * scale.channels * scale.size**2
     unet = model["decoder"].get("z_L_prior", {}).get("model", {})
     if "model_channels" in unet:
         widest = unet["model_channels"] * max(unet.get("channel_mult", [1]))
@@ -72,6 +72,8 @@ def least(settings: dict, images: int) -> tuple[float, float]:
 
 def needed(settings: dict, images: int) -> tuple[float, float]:
     """(weights', activations') bytes of a training pass over so many images, without taking any."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # seconds: only where it is close
+
     dataset = settings["dataset"]
     kept = {}
 
