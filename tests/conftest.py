@@ -17,6 +17,8 @@ SHARED = Path(os.environ.get("LADDER_VAE_SHARED", ROOT.parent / "shared"))
 LONGEST = (
     "test_run_experiment",
     "test_tasks",
+    "test_failures",
+    "test_several",
     "test_wandb_client",
     "test_wandb_history",
 )  # they start processes

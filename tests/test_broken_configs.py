@@ -131,7 +131,7 @@ def check(folder: Path, examples: int, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(Trainer, "fit", refuse)
     digits.load()  # imports, once
-    run(["experiment=digits_dct_ladder", "dataset.data_module.batch_size=1000000"])
+    run(["experiment=digits_dct_ladder", "dataset.data_module.batch_size=200000"])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     @settings(

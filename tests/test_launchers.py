@@ -86,7 +86,7 @@ def test_torchrun_and_three_by_mpiexec(tmp_path):
         folder.mkdir()
         count = launched[-len(COMMAND) - 1] if name == "mpiexec" else "2"
         done = subprocess.run(
-            [*launched, *RUN, "train.ddp=true"],
+            [*launched, *RUN, "train.ddp=true", "train.max_epochs=1"],
             cwd=folder,
             env=environment(folder),
             capture_output=True,

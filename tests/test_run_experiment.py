@@ -148,7 +148,7 @@ def test_two_processes_share_one_run(tmp_path):
     assert json.loads((only_run(tmp_path) / "results.json").read_text())["bound"]["images"] == FEW
 
 
-@pytest.mark.parametrize("policy", ["stop", "continue"])
+@pytest.mark.parametrize("policy", ["stop", pytest.param("continue", marks=pytest.mark.slow)])
 def test_checkpoints_that_do_not_fit_are_told_at_once(tmp_path, policy):
     """As by a quota: no file may be over 100 kB."""
     arguments = [*PLAIN, *QUIET, f"train.on_save_error={policy}"]

@@ -43,6 +43,7 @@ def test_the_same_weights_and_figures_as_one(tmp_path, alone, world, passes):
     assert torch.allclose(several["nll"], alone["nll"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_loss_past_the_wrapper_gives_others(tmp_path, alone):
     """What the test above would see if gradients were not averaged."""
     assert furthest(alone, train(tmp_path, 2, past=True)) > 1e-4
