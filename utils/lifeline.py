@@ -33,7 +33,9 @@ class End:
     @property
     def sentence(self) -> str:
         """For the person."""
-        return ASKED if self.error is None else f"Error in process {self.rank}: {self.error}"
+        if self.error is None:
+            return ASKED
+        return f"Error{f' in process {self.rank}' if self.rank else ''}: {self.error}"
 
 
 class Elsewhere(Exception):
