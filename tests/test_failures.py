@@ -74,6 +74,13 @@ def test_one_process_asked_to_stop_asks_all(tmp_path, number):
     assert "continuing at epoch 1, step 5" in call(tmp_path, *RUN, batch).stdout
 
 
+@pytest.mark.parametrize("wrong", ["train.optimizer.lr=-1", "train.ddp=false"])
+def test_a_mistake_is_told_once(tmp_path, wrong):
+    statuses, _, output, errors = run(tmp_path, 2, None, wrong)
+    assert statuses == [1, 1] and output == "" and not (tmp_path / "runs").exists()
+    assert errors.startswith(f"Error: {wrong}") and errors.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_steps_that_are_not_finite_on_one_process_are_skipped_on_all(tmp_path):
     more = ["train.on_nonfinite=skip", "train.max_skipped_steps=3"]

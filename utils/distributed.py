@@ -76,6 +76,8 @@ def start(ddp: bool | str) -> Processes:
             "or use train.ddp=auto."
         )
     if ddp is False and processes.world > 1:
+        if not processes.is_main:  # one of them says it
+            raise SystemExit(1)
         raise ValueError(
             f"train.ddp=false but {kind} started {processes.world} processes: use train.ddp=auto."
         )
