@@ -50,6 +50,7 @@ def test_what_goes_wrong_in_one_process_ends_all(tmp_path, world, rank, fault, t
     assert all(value.isfinite().all() for value in saved["model"].values())
 
 
+@pytest.mark.slow
 def test_a_loss_past_the_wrapper_is_found_at_the_next_checkpoint(tmp_path):
     """As in the published code, whose processes train a model each."""
     statuses, _, _, errors = run(tmp_path, 2, [None, 4, "go_past"])
