@@ -170,9 +170,7 @@ def train_settings(
         )
         recorded = checkpoint.settings_in(fetched.last, "train.resume_id")
         recorded["wandb"]["setup"].update(entity=fetched.entity, project=fetched.project)
-        config.check_targets(
-            recorded, HydraConfig.get().overrides.task, f"train.resume_id={wanted}"
-        )
+        config.check_targets(recorded, overrides, f"train.resume_id={wanted}")
     settings = config.override_settings(recorded, overrides)
     own = {"task": config.resolve(composed.task), "wandb": wandb_settings(recorded, composed)}
     return {**settings, **own, "runs_dir": composed.runs_dir}, fetched

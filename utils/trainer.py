@@ -144,7 +144,7 @@ class Trainer:
         differing = None if alone else distributed.differing(self.model)
         if differing:
             self._stop(f"the processes have different weights, first {differing}")
-        bad = diagnosis.bad_weights(self.evaluated) or diagnosis.bad_weights(self.model)
+        bad = diagnosis.bad_weights(self.model)
         if bad:
             self._stop(f"the weights are not finite, first {bad}")
         if self.saver:
