@@ -100,6 +100,7 @@ class DiffusionPrior(nn.Module):
         for name, values in diffusion_constants(SCHEDULES[beta_schedule](T)).items():
             self.register_buffer(name, torch.from_numpy(values).float(), persistent=False)
         self.register_buffer("step_loss", torch.ones(T), persistent=t_sample == "loss_aware")
+        self.register_buffer("seen", torch.zeros(2, T), persistent=False)  # see `settle`
 
     def forward(self, s: Tensor, noise: Noise) -> tuple["DiffusionDensity", None]:
         """As the prior of a top latent of the ladder (all elements active): p(z), no features."""
@@ -172,7 +173,7 @@ class DiffusionPrior(nn.Module):
         t = torch.bucketize(drawn, law.cumsum(0)[:-1], right=True)
         term = self.term(u, t, noise.normal_like(u), active, noise)
         if self.training and self.t_sample == "loss_aware":
-            self._remember(t, -sum_per_image(term.detach()))
+            self._note(t, -sum_per_image(term.detach()))
         weight = (1.0 / law[t]).to(u.dtype).view(-1, 1, 1, 1)
         return weight * term - self.terminal_kl(u, active)
 
@@ -223,13 +224,23 @@ class DiffusionPrior(nn.Module):
         return (1.0 - UNIFORM_SHARE) * law + UNIFORM_SHARE * uniform
 
     @torch.no_grad()
-    def _remember(self, t: Tensor, loss: Tensor) -> None:
-        """Move the running mean of |loss| of the steps drawn towards this batch's."""
-        loss = loss.abs().to(self.step_loss.dtype)
-        drawn = torch.zeros_like(self.step_loss).index_add_(0, t, torch.ones_like(loss))
-        total = torch.zeros_like(self.step_loss).index_add_(0, t, loss)
-        keep = LOSS_MEMORY ** (drawn > 0)
-        self.step_loss.mul_(keep).add_((1.0 - keep) * total / drawn.clamp(min=1.0))
+    def _note(self, t: Tensor, loss: Tensor) -> None:
+        """How often each step was drawn, and the sum of |loss| there, since the last `settle`."""
+        loss = loss.abs().to(self.seen.dtype)
+        self.seen.index_add_(1, t, torch.stack([torch.ones_like(loss), loss]))
+
+    @torch.no_grad()
+    def settle(self, total: Callable[[Tensor], Tensor]) -> None:
+        """After an optimiser step: move the running mean of |loss| towards that of the steps drawn.
+
+        total: the sum over the processes that share the batch. Within the step the law stays, so
+        that it is the same however the batch is divided.
+        """
+        if self.t_sample == "loss_aware":
+            drawn, loss = total(self.seen)
+            keep = LOSS_MEMORY ** (drawn > 0)
+            self.step_loss.mul_(keep).add_((1.0 - keep) * loss / drawn.clamp(min=1.0))
+            self.seen.zero_()
 
     def _at(self, values: Tensor, t: Tensor, like: Tensor) -> Tensor:
         return values[t].to(like.dtype).view(-1, 1, 1, 1)

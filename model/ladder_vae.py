@@ -279,6 +279,12 @@ class LadderVAE(nn.Module):
         """Whether a latent's prior is a diffusion model."""
         return any(isinstance(module, DiffusionPrior) for module in self.modules())
 
+    def settle(self, total: Callable[[Tensor], Tensor]) -> None:
+        """After an optimiser step; total: the sum over the processes that share the batch."""
+        for module in self.modules():
+            if isinstance(module, DiffusionPrior):
+                module.settle(total)
+
     def _px(self, head: Tensor) -> Likelihood:
         return self.likelihood.from_head(head, self.image_shape[0], self.levels)
 

@@ -22,6 +22,7 @@ def main(file: str, passes: str, past: str) -> None:
     """Train and evaluate."""
     processes = distributed.start("auto")
     batch = ["dataset.data_module.batch_size=12", f"train.acc_grad={passes}", "train.ema_rate=0.9"]
+    batch += ["model.decoder.z_L_prior.t_sample=loss_aware"]
     trainer = make_trainer(
         Path(tempfile.gettempdir()), *batch, dtype=torch.float64, processes=processes
     )

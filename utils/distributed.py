@@ -265,8 +265,23 @@ def wrap(module: nn.Module, device: torch.device, passes: int = 1) -> nn.Module:
         return module
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(
-        module, ids, gradient_as_bucket_view=True, static_graph=passes == 1
+        module,
+        ids,
+        gradient_as_bucket_view=True,
+        static_graph=passes == 1,
+        broadcast_buffers=False,  # LadderVAE.settle and average_statistics keep them the same
     )
+
+
+@torch.no_grad()
+def average_statistics(module: nn.Module) -> None:
+    """The running means and variances of batch norms, which each process has of its own images."""
+    if not dist.is_initialized():
+        return
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            for statistic in (norm.running_mean, norm.running_var):
+                statistic.copy_(total(statistic) / dist.get_world_size())
 
 
 def differing(module: nn.Module) -> str | None:

@@ -265,12 +265,15 @@ class Trainer:
             if settings["grad_clip"] and not scaling:
                 nn.utils.clip_grads_with_norm_(parameters, settings["grad_clip"], total)
             self.scaler.step(self.optimizer)
+            self.model.settle(distributed.total)
+            distributed.average_statistics(self.model)
             if self.ema:
                 self.ema.update_parameters(self.model)
         elif nonfinite and settings["on_nonfinite"] == "stop":
             self._stop(where_from())
         else:
             p.skipped, p.skipped_in_a_row = p.skipped + 1, p.skipped_in_a_row + 1
+            self.model.settle(torch.zeros_like)  # nothing of this step is remembered
         if p.skipped_in_a_row >= settings["max_skipped_steps"]:
             remedy = f"over train.grad_skip_thr={threshold}: raise it, or lower train.optimizer.lr"
             why = where_from() if nonfinite else f"its gradient's norm {norm:.3g} is {remedy}"
