@@ -83,6 +83,13 @@ def test_a_mistake_is_told_once(tmp_path, wrong):
 
 
 @pytest.mark.slow
+def test_batch_norms_stay_the_same_on_all(tmp_path):
+    """Each process has statistics of its own images, in skipped steps too."""
+    more = ["model.batch_norm=true", "train.max_epochs=1", "train.grad_skip_thr=1"]
+    assert run(tmp_path, 2, None, *more)[0] == [0, 0]
+
+
+@pytest.mark.slow
 def test_steps_that_are_not_finite_on_one_process_are_skipped_on_all(tmp_path):
     more = ["train.on_nonfinite=skip", "train.max_skipped_steps=3"]
     statuses, _, _, errors = run(tmp_path, 2, [1, 4, "spoil"], *more)

@@ -266,7 +266,6 @@ class Trainer:
                 nn.utils.clip_grads_with_norm_(parameters, settings["grad_clip"], total)
             self.scaler.step(self.optimizer)
             self.model.settle(distributed.total)
-            distributed.average_statistics(self.model)
             if self.ema:
                 self.ema.update_parameters(self.model)
         elif nonfinite and settings["on_nonfinite"] == "stop":
@@ -278,6 +277,7 @@ class Trainer:
             remedy = f"over train.grad_skip_thr={threshold}: raise it, or lower train.optimizer.lr"
             why = where_from() if nonfinite else f"its gradient's norm {norm:.3g} is {remedy}"
             self._stop(f"{p.skipped_in_a_row} steps in a row were skipped, the last because {why}")
+        distributed.average_statistics(self.model)  # which forward passes have moved in any case
         self.scaler.update()
         return norm
 
