@@ -162,7 +162,7 @@ def check(folder: Path, examples: int, monkeypatch) -> None:
 
 
 def test_broken_commands_get_one_sentence(tmp_path, monkeypatch):
-    check(tmp_path, 30, monkeypatch)
+    check(tmp_path, 20, monkeypatch)
 
 
 @pytest.mark.slow

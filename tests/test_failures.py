@@ -75,7 +75,7 @@ def test_one_process_asked_to_stop_asks_all(tmp_path, number):
     assert "continuing at epoch 1, step 5" in call(tmp_path, *RUN, batch).stdout
 
 
-@pytest.mark.parametrize("wrong", ["train.optimizer.lr=-1", "train.ddp=false"])
+@pytest.mark.parametrize("wrong", ["train.optimizer.lr=-1", slow("train.ddp=false")])
 def test_a_mistake_is_told_once(tmp_path, wrong):
     statuses, _, output, errors = run(tmp_path, 2, None, wrong)
     assert statuses == [1, 1] and output == "" and not (tmp_path / "runs").exists()

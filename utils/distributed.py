@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 
@@ -119,7 +119,9 @@ def failed(status: int, told: str | None, error: BaseException) -> End | None:
         isinstance(error, RuntimeError) and BROKEN.search(str(error))
     ):
         end = _lifeline.others()
-    return end or _lifeline.fail(status, told)
+    end = end or _lifeline.fail(status, told)
+    same = told is not None and end.error == told  # a mistake that all make is nobody's own
+    return replace(end, rank=0) if same else end
 
 
 def stop() -> None:
