@@ -74,11 +74,11 @@ def main() -> None:
         )
         talking = rate(trainer, True)
         told = f"{settings['name']}, {processes.describe()}, {torch.get_num_threads()} thread(s) "
-        told += f"each, on {device.type}: {talking:,.0f} images/s"
+        told += f"each, on {device.type}: {talking:,.4g} images/s"
         if processes.world > 1:
             silent = rate(trainer, False)
             sent = sum(p.numel() * p.element_size() for p in model.parameters())
-            told += f"; {sent / 1e6:.2f} MB of gradients a step; without talk {silent:,.0f}"
+            told += f"; {sent / 1e6:.2f} MB of gradients a step; without talk {silent:,.4g}"
             told += f" images/s, so it is {max(0.0, 1 - talking / silent):.1%} of the step"
     if processes.is_main:
         print(told)

@@ -1,7 +1,9 @@
 """Two machines, as two network namespaces of this one joined by a cable of their own."""
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,12 @@ RUN += ["dataset.data_module.batch_size=100"]
 LONG = [*RUN, "train.max_epochs=300", "train.eval_freq=1000"]
 NODES = {"ladder-a": "10.213.7.1", "ladder-b": "10.213.7.2"}
 PORT = "29571"
+# In place of ssh: `reach [-x] HOST COMMAND …`
+REACH = """#!/bin/sh
+while [ "${1#-}" != "$1" ]; do shift; done
+host=$1; shift
+exec ip netns exec "$host" sh -c "$*"
+"""
 
 
 def ip(*arguments: str) -> None:
@@ -66,6 +74,22 @@ def start(folder, arguments):
     return started
 
 
+@pytest.fixture
+def named_nodes(nodes):
+    """The namespaces, in each of which the host's name is the first one's, as names should be."""
+    places = [Path("/etc/netns", name) for name in NODES]
+    names = [f"{address} {name}" for name, address in NODES.items()]
+    names[0] += f" {socket.gethostname()}"
+    try:
+        for place in places:
+            place.mkdir(parents=True)
+            (place / "hosts").write_text("\n".join(["127.0.0.1 localhost", *names, ""]))
+        yield
+    finally:
+        for place in places:
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def finish(processes, timeout=120):
     """(status, output, errors) of each."""
     try:
@@ -80,6 +104,28 @@ def test_two_nodes_train_one_model(nodes, tmp_path):
     assert [status for status, _, _ in found] == [0, 0], found
     assert "batch 100 = 2 process(es) × 1 pass(es) × 50; started by torchrun" in found[0][1]
     assert found[1][1] == "" and len(metrics(only_run(tmp_path))) == 2
+
+
+def test_two_nodes_by_mpiexec_with_a_host_file(named_nodes, tmp_path):
+    """As the README says it, but for ssh; MPI introduces the processes to one another."""
+    reach, hosts = tmp_path / "reach", tmp_path / "hosts"
+    reach.write_text(REACH)
+    reach.chmod(0o755)
+    hosts.write_text("\n".join([*NODES, ""]))
+    mpiexec = [str(Path(sys.executable).parent / "mpiexec"), "-f", str(hosts), "-n", "2"]
+    command = [*mpiexec, "-ppn", "1", "-launcher-exec", str(reach), *COMMAND, *RUN]
+    main = subprocess.Popen(
+        ["ip", "netns", "exec", "ladder-a", *command],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    [(status, output, errors)] = finish([main])
+    assert status == 0, errors
+    assert "batch 100 = 2 process(es) × 1 pass(es) × 50; started by mpi" in output
+    assert len(metrics(only_run(tmp_path))) == 2
 
 
 def test_a_node_that_is_gone_ends_the_other(nodes, tmp_path):
