@@ -6,6 +6,7 @@ python run_experiment.py -m experiment=digits_ladder,digits_dct_ladder train.see
 mpiexec -n 4 python -u run_experiment.py experiment=cifar_dct_ladder
 python run_experiment.py task=test checkpoint=runs/RUN
 python run_experiment.py task=compare 'runs=[runs/digits_*]'
+python run_experiment.py task=check_data experiment=cifar_ladder dataset=image_folder dataset.root=.
 """
 
 import os
@@ -50,7 +51,7 @@ def run(composed: DictConfig) -> None:
         raise config.ConfigError(problem)
     processes = distributed.start(composed.train.ddp)
     try:
-        tasks = {"train": train, "compare": compare, "sync": sync}
+        tasks = {"train": train, "compare": compare, "sync": sync, "check_data": check_data}
         tasks.get(composed.task.name, use)(composed, processes)
     except BaseException as error:
         status, told = getattr(error, "status", 1), None
@@ -84,6 +85,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
         processes, lambda: quality.prepare(settings["train"], device, terminal)
     )
     splits = distributed.main_first(processes, lambda: build.load_images(settings))
+    images = results.fingerprint(splits.train)
     torch.manual_seed(settings["train"]["seed"])
     model, initial = build.build_model(settings), settings["train"]["init_from"]
     if initial is not None:
@@ -104,7 +106,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
         draw = partial(results.draw, folder, tracker, validation.first(results.PICTURED))
 
         def write(name: str, state: dict) -> None:
-            path = folder.save(name, state)
+            path = folder.save(name, {**state, "images": images})
             if path in (folder.best, folder.last):
                 tracker.checkpoint(name, path, checkpoint.facts(state))
 
@@ -125,6 +127,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
         saved = distributed.main_first(processes, lambda: checkpoint.newest(folder.last))
         if saved is not None:
             content, trouble = saved
+            folder.check_images(content.get("images"), images)
             trainer.restore(content)
             if trouble:
                 terminal.line(trouble)
@@ -259,6 +262,18 @@ def sync(composed: DictConfig, processes: Processes) -> None:
                 log_to(folder / "run.log")
                 name = bring(folder, settings, wandb_id)
             terminal.line(f"{source} is at W&B as {name}")
+
+
+def check_data(composed: DictConfig, processes: Processes) -> None:
+    """task=check_data: what the data set holds, and what training on it takes."""
+    from utils.check_data import check_data as look
+
+    settings, terminal = config.resolve(composed), Terminal(processes.is_main)
+    validate(settings)
+    if processes.is_main:
+        device = distributed.pick_device(settings["train"]["device"], processes)
+        own = Path(settings["runs_dir"], "check_data", settings["dataset"]["name"])
+        look(settings, device, Path(settings["task"]["output"] or own).absolute(), terminal)
 
 
 def load(source: str, composed: DictConfig, processes: Processes) -> tuple[LadderVAE, dict, Path]:

@@ -1,32 +1,32 @@
-"""CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour images of 32×32; torchvision fetches it."""
+"""CIFAR-10 (Krizhevsky 2009; its authors ask to be cited): 50,000 + 10,000 colour images of 32×32.
+
+torchvision's source, checksums and reader.
+"""
+
+from pathlib import Path
 
 import torch
 from torchvision.datasets import CIFAR10
 
-from datasets.files import fetch
-from datasets.splits import ImageSplits, hold_out
+from datasets.files import Remote, fetch, read
+from datasets.splits import ImageSplits, held_out
 
 VALIDATION = 5_000
 
 
 def load(root: str, download: bool = True) -> ImageSplits:
     """45,000 + 5,000 + 10,000 images (3, 32, 32) from root/cifar-10-batches-py (MD5 checked)."""
+    folder = Path(root, CIFAR10.base_folder)
+    md5s = dict([*CIFAR10.train_list, *CIFAR10.test_list])
     fetch(
         "CIFAR-10",
         root,
         download,
-        present=lambda: _verified(root),
-        get=lambda: CIFAR10(root, download=True),
+        present=lambda: all((folder / name).is_file() for name in md5s),
+        files=[Remote(CIFAR10.filename, (CIFAR10.url,), CIFAR10.tgz_md5)],
+        unpack=lambda: CIFAR10(root, download=True),
     )
-    arrays = [CIFAR10(root, train=train).data for train in (True, False)]  # (N, 32, 32, 3)
-    splits = [torch.from_numpy(a).permute(0, 3, 1, 2).contiguous() for a in arrays]
-    train, validation = hold_out(splits[0], VALIDATION)
-    return ImageSplits(train, validation, splits[1])
-
-
-def _verified(root: str) -> bool:
-    try:
-        CIFAR10(root)
-    except RuntimeError:  # torchvision's word for missing or corrupted
-        return False
-    return True
+    parts = read(folder, md5s, lambda: [CIFAR10(root, train=train) for train in (True, False)])
+    images = tuple(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous() for p in parts)
+    labels = tuple(torch.tensor(part.targets) for part in parts)
+    return held_out(images, labels, VALIDATION, tuple(parts[0].classes))

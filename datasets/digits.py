@@ -15,7 +15,13 @@ VALIDATION = 200
 
 def load() -> ImageSplits:
     """1,300 + 200 + 297 images (1, 8, 8), levels 0 … 16."""
-    images = torch.from_numpy(load_digits().images).to(torch.uint8)[:, None]
-    rest, test = hold_out(images, TEST)
-    train, validation = hold_out(rest, VALIDATION)
-    return ImageSplits(train, validation, test, max_value=LEVELS)
+    source = load_digits()
+    images = torch.from_numpy(source.images).to(torch.uint8)[:, None]
+    (train, validation, test), labels = map(_split, (images, torch.from_numpy(source.target)))
+    names = tuple("0123456789")
+    return ImageSplits(train, validation, test, LEVELS, labels=labels, classes=names)
+
+
+def _split(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rest, test = hold_out(rows, TEST)
+    return (*hold_out(rest, VALIDATION), test)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datasets.splits import Images
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,7 +39,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Images,
         max_value: int,
         batch_size: int,
         seed: int,
@@ -89,7 +91,7 @@ class EvaluationBatches:
     """
 
     def __init__(
-        self, images: Tensor, max_value: int, batch_size: int, rank: int = 0, world: int = 1
+        self, images: Images, max_value: int, batch_size: int, rank: int = 0, world: int = 1
     ):
         if len(images) == 0:
             raise ValueError(
@@ -105,7 +107,8 @@ class EvaluationBatches:
 
     def first(self, count: int) -> Tensor:
         """The first images of the whole split: (count, C, H, W) in [−1, 1]."""
-        return normalise(self.images[:count], self.max_value)
+        places = torch.arange(min(count, len(self.images)), device=self.images.device)
+        return normalise(self.images[places], self.max_value)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of at most batch_size images."""

@@ -1,15 +1,15 @@
 """MNIST (LeCun et al. 1998; CC BY-SA 3.0): 60,000 + 10,000 digits of 28×28.
 
-torchvision downloads it and checks the archives' MD5; the files unpacked are checked here, at
-every load, since a run that was cut off while unpacking leaves a short file behind.
+torchvision's sources and checksums; the files unpacked are checked here, at every load, since a run
+that was cut off while unpacking leaves a short file behind.
 """
 
 from pathlib import Path
 
 from torchvision.datasets import MNIST
 
-from datasets.files import check_md5, fetch
-from datasets.splits import ImageSplits, hold_out
+from datasets.files import Remote, check_md5, fetch
+from datasets.splits import ImageSplits, held_out
 
 VALIDATION = 5_000
 MD5 = {
@@ -22,16 +22,33 @@ MD5 = {
 
 def load(root: str, download: bool = True) -> ImageSplits:
     """55,000 + 5,000 + 10,000 images (1, 28, 28) from root/MNIST/raw, fetched there if missing."""
-    folder = Path(root, "MNIST", "raw")
+    fetch_idx("MNIST", MNIST, root, download)
+    for name, md5 in MD5.items():
+        check_md5(Path(root, "MNIST", "raw", name), md5)
+    return read_idx(MNIST, root, VALIDATION)
+
+
+def fetch_idx(name: str, source: type[MNIST], root: str, download: bool) -> None:
+    """One of torchvision's data sets in MNIST's format, to root/<class>/raw."""
+    folder = f"{source.__name__}/raw"
     fetch(
-        "MNIST",
+        name,
         root,
         download,
-        present=lambda: all((folder / name).is_file() for name in MD5),
-        get=lambda: MNIST(root, download=True),
+        present=lambda: all(
+            Path(root, folder, archive.removesuffix(".gz")).is_file()
+            for archive, _ in source.resources
+        ),
+        files=[
+            Remote(f"{folder}/{archive}", tuple(m + archive for m in source.mirrors), md5)
+            for archive, md5 in source.resources
+        ],
+        unpack=lambda: source(root, download=True),
     )
-    for name, md5 in MD5.items():
-        check_md5(folder / name, md5)
-    splits = [MNIST(root, train=train).data[:, None] for train in (True, False)]
-    train, validation = hold_out(splits[0], VALIDATION)
-    return ImageSplits(train, validation, splits[1])
+
+
+def read_idx(source: type[MNIST], root: str, validation: int) -> ImageSplits:
+    """What is there, split."""
+    train, test = (source(root, train=train) for train in (True, False))
+    images = (train.data[:, None], test.data[:, None])
+    return held_out(images, (train.targets, test.targets), validation, tuple(source.classes))

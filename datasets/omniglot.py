@@ -1,7 +1,8 @@
 """OMNIGLOT (Lake et al. 2015, MIT licence) in the 28×28 file of Burda et al. (2016).
 
 chardata.mat holds `data` and `testdata`, (784, N) intensities in [0, 1], one image a column in
-column-major order, that is, transposed.
+column-major order, that is, transposed; and `target`, `testtarget`: a one of 50 alphabets each. No
+checksum is published for it; the reader's own checks must do.
 """
 
 from pathlib import Path
@@ -9,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.io import loadmat
-from torchvision.datasets.utils import download_url
 
-from datasets.files import fetch
-from datasets.splits import ImageSplits, hold_out
+from datasets.files import Remote, fetch
+from datasets.splits import ImageSplits, held_out
 
 VALIDATION = 1_000
+ALPHABETS = 50
 URL = "https://raw.githubusercontent.com/yburda/iwae/master/datasets/OMNIGLOT/chardata.mat"
 FILE = "chardata.mat"
 
@@ -27,18 +28,18 @@ def load(root: str, download: bool = True) -> ImageSplits:
         root,
         download,
         present=path.is_file,
-        get=lambda: download_url(URL, str(path.parent), FILE),
+        files=[Remote(f"OMNIGLOT/{FILE}", (URL,))],
     )
     try:
-        arrays = loadmat(path, variable_names=["data", "testdata"])
-        images = {name: _images(arrays[name]) for name in ("data", "testdata")}
+        found = loadmat(path, variable_names=["data", "testdata", "target", "testtarget"])
+        images = tuple(_images(found[name]) for name in ("data", "testdata"))
+        labels = tuple(torch.from_numpy(found[name].argmax(0)) for name in ("target", "testtarget"))
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise ValueError(
             f"{path} is damaged or not the published file ({error}): delete it and run again, or "
             "put a good copy there."
         ) from error
-    train, validation = hold_out(images["data"], VALIDATION)
-    return ImageSplits(train, validation, images["testdata"])
+    return held_out(images, labels, VALIDATION, tuple(f"alphabet {n}" for n in range(ALPHABETS)))
 
 
 def _images(columns: np.ndarray) -> torch.Tensor:

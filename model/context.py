@@ -63,7 +63,7 @@ class DCTContext(nn.Module):
         In float64, and a y within 1e-6 of a whole number counts as it: rounding noise around zero
         must not give an empty frequency a scale of 1.
         """
-        images = images.cpu() if images.device.type == "mps" else images  # which has no float64
+        images = images.to("cpu") if images.device.type == "mps" else images  # it has no float64
         matrix, _ = dct_matrices(images.shape[-1], self.scale.shape[-1])
         matrix = matrix.to(images.device)
         largest = torch.zeros(self.scale.shape, dtype=torch.float64, device=images.device)

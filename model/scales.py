@@ -45,9 +45,12 @@ def layout(
         )
     halvings = len(latent_scales) - (1 if start_scale_at_x else 0)
     if image_size % 2**halvings:
+        unit = 2**halvings
+        below, above = image_size // unit * unit, -(-image_size // unit) * unit
+        sizes = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
             f"model.latent_scales={list(latent_scales)} halves the image {halvings} times, which "
-            f"{image_size} pixels don't allow: use a multiple of {2**halvings} or fewer scales."
+            f"{image_size} pixels don't allow: use {sizes} (multiples of {unit}) or fewer scales."
         )
     scales, size, finer, channels = [], image_size, image_size, num_ch
     for index, (count, width) in enumerate(zip(latent_scales, latent_width, strict=True)):

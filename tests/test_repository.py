@@ -23,6 +23,7 @@ DISTRIBUTIONS = {  # import name -> distribution, where they differ
     "sklearn": "scikit-learn",
     "hydra": "hydra-core",
     "yaml": "pyyaml",
+    "PIL": "pillow",
     "torch_fidelity": "torch-fidelity",
 }
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
@@ -35,7 +36,6 @@ NOT_IMPORTED = {
     "pytest-xdist",
     "ruff",
     "pytest",
-    "tqdm",
 }  # used by name or by others
 FORBIDDEN = {  # who must not know of whom
     "model": {"datasets", "utils", "hydra", "omegaconf", "wandb", "mpi4py"},

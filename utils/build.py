@@ -8,11 +8,14 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
+from datasets import store, torch_dataset
 from datasets.splits import ImageSplits
+from datasets.store import Unstored
 from model.ladder_vae import LadderVAE
 from model.objective import Objective
-from utils.config import DATASET, ConfigError
+from utils.config import NOT_THE_SOURCE, STORED, ConfigError
 
 OBJECTIVE = ("beta_start", "beta_end", "warmup", "free_bits_thr")
 EVALUATION = ("is_k", "is_k_prior")
@@ -78,10 +81,15 @@ def load_images(settings: dict) -> ImageSplits:
         ConfigError: if the images have another shape than dataset.channels and image_size say.
     """
     dataset = settings["dataset"]
-    source = {key: value for key, value in dataset.items() if key not in DATASET}
+    source = {key: value for key, value in dataset.items() if key not in NOT_THE_SOURCE}
     if "root" in source:
         source["root"] = os.path.expanduser(source["root"])
     splits = build(source, "dataset")
+    if not isinstance(splits, (ImageSplits, Unstored)):
+        splits = _from_torch(splits, source, dataset)
+    if isinstance(splits, Unstored):
+        how = {key: dataset[key] for key in STORED if key in dataset}
+        splits = store.load(splits, **{**how, "cache": os.path.expanduser(dataset["cache"])})
     expected = (dataset["channels"], dataset["image_size"], dataset["image_size"])
     if splits.image_shape != expected:
         channels, height, _ = splits.image_shape
@@ -95,3 +103,22 @@ def load_images(settings: dict) -> ImageSplits:
             f"whose largest level is {splits.max_value}: use {splits.max_value + 1}."
         )
     return splits
+
+
+def _from_torch(images: Any, source: dict, dataset: dict) -> Unstored:
+    """A torch Dataset's images; dataset.test_arguments give its test set, where it has one."""
+    target = source["_target_"]
+    if not isinstance(images, Dataset):
+        raise ConfigError(
+            f"dataset._target_={target} gives a {type(images).__name__}: name a class of "
+            "torch.utils.data.Dataset, or a function that returns datasets.splits.ImageSplits."
+        )
+    if missing := [key for key in (*STORED, "test_arguments") if key not in dataset]:
+        raise ConfigError(
+            f"dataset._target_={target} is a torch Dataset, for which dataset.{missing[0]} is "
+            "missing: use it with dataset=custom."
+        )
+    parts, arguments = {"all": images}, dataset["test_arguments"]
+    if arguments is not None:
+        parts = {"train": images, "test": build({**source, **arguments}, "dataset")}
+    return torch_dataset.unstored(parts, target, dataset["levels"] - 1)

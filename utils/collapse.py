@@ -16,7 +16,7 @@ for at least 1 − δ of the images.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -158,24 +158,24 @@ class CollapseStatistics:
         self.shapes: list[tuple[int, ...]] = []
         self.sums: list[Tensor] = []  # per layer, (MOMENTS + 1 + len(EPSILONS), elements)
 
-    def update(self, ids: Tensor, passes: Sequence[LadderOutput]) -> None:
-        """Add a batch, given two or more independent posterior passes of it; ids (B,)."""
-        self.passes = len(passes)
-        kl = torch.stack([_precise(one.kl) for one in passes]).mean(0)
-        reconstruction = torch.stack([_precise(one.reconstruction) for one in passes]).mean(0)
+    def update(self, ids: Tensor, passes: Iterable[LadderOutput]) -> None:
+        """Add a batch, given two or more independent posterior passes of it; ids (B,).
+
+        One pass is held at a time: together, those of a wide model would fill the memory.
+        """
+        rows, layers = 0.0, []
+        for one in passes:
+            rows = rows + _precise(torch.cat([one.reconstruction[:, None], one.kl], 1))
+            layers = layers or [_OverPasses() for _ in one.latents]
+            for layer, latent in zip(layers, one.latents, strict=True):
+                layer.add(_precise(latent.q.mean.flatten(1)), _precise(latent.kl.flatten(1)))
+            shapes = [tuple(latent.q.mean.shape[1:]) for latent in one.latents]
+        self.passes, self.shapes = layers[0].count, shapes
         self.ids.append(ids.cpu())
-        self.per_image.append(torch.cat([reconstruction[:, None], kl], 1).cpu())
-        for layer, latents in enumerate(zip(*(one.latents for one in passes), strict=True)):
-            means = torch.stack([_precise(latent.q.mean.flatten(1)) for latent in latents])
-            mean, error = means.mean(0), means.var(0) / len(means)  # (B, elements)
-            kl = torch.stack([_precise(latent.kl.flatten(1)) for latent in latents]).mean(0)
-            rows = [*_moments(mean, error), kl.sum(0)]
-            rows += [(kl < epsilon).sum(0).double() for epsilon in EPSILONS]
-            sums = torch.stack(rows)
-            if layer == len(self.sums):
-                self.sums.append(torch.zeros_like(sums))
-                self.shapes.append(tuple(latents[0].q.mean.shape[1:]))
-            self.sums[layer] += sums
+        self.per_image.append((rows / self.passes).cpu())
+        sums = [layer.sums() for layer in layers]
+        old = self.sums or [torch.zeros_like(new) for new in sums]
+        self.sums = [a + b for a, b in zip(old, sums, strict=True)]
 
     def finish(self) -> Collapse:
         """What was found over everything added, on all processes. Call it on every process."""
@@ -195,6 +195,31 @@ class CollapseStatistics:
                 )
             )
         return Collapse(self.passes, per_image[:, 0], per_image[:, 1:], layers)
+
+
+class _OverPasses:
+    """What passes of one batch say of a layer: running means and deviations (Welford 1962)."""
+
+    def __init__(self):
+        self.count = 0
+
+    def add(self, mean: Tensor, kl: Tensor) -> None:
+        """The posterior's mean and KL of each image and element, (B, elements), in one pass."""
+        self.count += 1
+        if self.count == 1:
+            self.mean, self.kl, self.squares = mean.clone(), kl.clone(), torch.zeros_like(mean)
+            return
+        step = mean - self.mean
+        self.mean += step / self.count
+        self.squares += step * (mean - self.mean)
+        self.kl += (kl - self.kl) / self.count
+
+    def sums(self) -> Tensor:
+        """Over the batch: (MOMENTS + 1 + len(EPSILONS), elements)."""
+        error = self.squares / ((self.count - 1) * self.count)  # of the mean: its variance
+        rows = [*_moments(self.mean, error), self.kl.sum(0)]
+        rows += [(self.kl < epsilon).sum(0).double() for epsilon in EPSILONS]
+        return torch.stack(rows)
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from utils.rules import RULES
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-DATASET = (  # the keys that are not the source's own
+DATASET = (  # the keys that every data set has, beside its source's own
     "name",
     "image_size",
     "channels",
@@ -31,6 +31,11 @@ DATASET = (  # the keys that are not the source's own
     "horizontal_flip",
     "data_module",
 )
+STORED = ("validation_share", "test_share", "memory_limit", "cache")  # of images read one by one
+NOT_THE_SOURCE = (*DATASET, *STORED, "likelihood", "test_arguments")
+
+
+OmegaConf.register_new_resolver("stem", lambda path: Path(path).absolute().stem)
 
 
 class ConfigError(ValueError):

@@ -61,7 +61,7 @@ def posterior_collapse(
     statistics = CollapseStatistics(len(batches.images))
     for batch in batches:
         noise = (Noise.keyed(batch.ids, seed, POSTERIOR, index) for index in range(passes))
-        statistics.update(batch.ids, [model(batch.x, noise=one) for one in noise])
+        statistics.update(batch.ids, (model(batch.x, noise=one) for one in noise))
         tick(len(batch.ids))
     return statistics.finish()
 

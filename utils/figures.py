@@ -93,18 +93,19 @@ def draw_reconstructions(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing
 def draw_diffusion(model: LadderVAE, x: Tensor, seed: int) -> Drawing:
     """The contexts of some images noised step by step, and samples of it from noise to context."""
     prior, context = model.decoder.context_prior, model.decoder.context
-    noise = _noise(model, WALKS, seed)
-    u = model(x[:WALKS], noise=_noise(model, len(x[:WALKS]), seed)).latents[0].z
+    walks = min(WALKS, len(x))
+    noise = _noise(model, walks, seed)
+    u = model(x[:walks], noise=_noise(model, walks, seed)).latents[0].z
     steps = sorted({round(t) for t in torch.linspace(0, prior.steps - 1, COLUMNS - 1).tolist()})
     noised, eps = [u], noise.normal_like(u)
     for step in steps:
         q = prior.noised(u, torch.full((len(u),), step, device=u.device))
         noised.append(q.mean + q.stddev * eps)
-    path = list(prior.sampling_path(WALKS, context.active, noise))  # u_{T-1} … u_0, u
+    path = list(prior.sampling_path(walks, context.active, noise))  # u_{T-1} … u_0, u
     drawn = [path[prior.steps - 1 - step] for step in reversed(steps)] + path[-1:]
     rows = []
-    for title, walks in (("noised", noised), ("sampled", drawn)):
-        images = torch.stack([context.render(u_t) for u_t in walks], 1)  # (WALKS, steps, C, H, W)
+    for title, walked in (("noised", noised), ("sampled", drawn)):
+        images = torch.stack([context.render(u_t) for u_t in walked], 1)  # (WALKS, steps, C, H, W)
         rows += [(title if first == 0 else "", row) for first, row in enumerate(images)]
     title = f"Contexts noised in {prior.steps} steps, and sampled back from noise"
     return image_rows("diffusion", title, rows)

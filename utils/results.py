@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datasets.loaders import EvaluationBatches
-from datasets.splits import ImageSplits
+from datasets.splits import Images, ImageSplits
 from model import LadderVAE
 from model.noise import Noise
 from model.objective import bits_per_dim
@@ -33,6 +33,8 @@ log = logging.getLogger("ladder_vae")
 
 SAMPLES = 105  # keys the noise of task=sample
 SAMPLE_BATCH = 500
+FINGERPRINTED = 1_000  # images, evenly spread
+DIGESTED = 10_000  # images at a time
 GRID = 100  # samples that a picture holds
 PICTURED = 10  # images that a run's pictures show
 PROTOCOL = {
@@ -122,10 +124,18 @@ def score(
     return Score(record, collapse, nll)
 
 
-def images_digest(images: Tensor) -> str:
+def images_digest(images: Images) -> str:
     """Sixteen hex digits that stand for these images in this order."""
-    data = images.contiguous().cpu().numpy()
-    return hashlib.sha256(repr(data.shape).encode() + data.tobytes()).hexdigest()[:16]
+    sha256 = hashlib.sha256(repr(tuple(images.shape)).encode())
+    for part in images.split(DIGESTED):
+        sha256.update(part.contiguous().cpu().numpy())
+    return sha256.hexdigest()[:16]
+
+
+def fingerprint(images: Images) -> str:
+    """Of how many they are and what some of them show, which tells one set from another."""
+    places = torch.linspace(0, len(images) - 1, FINGERPRINTED).round().long()
+    return f"{len(images)}-{images_digest(images[places.unique()])}"
 
 
 def show(terminal: Terminal, found: dict) -> None:
@@ -288,9 +298,10 @@ def announce(
     batch, passes = trainer.batches.batch_size, settings["train"]["acc_grad"]
     share = batch // (processes.world * passes)
     parameters = sum(p.numel() for p in model.parameters())
-    counts = " + ".join(f"{len(s):,}" for s in (splits.train, splits.validation, splits.test))
     terminal.line(f"{folder.name}: {parameters:,} parameters, on {model.device}")
-    terminal.line(f"{settings['dataset']['name']}: {counts} images of {splits.image_shape}")
+    terminal.line(f"{settings['dataset']['name']}: {splits.counts} images of {splits.image_shape}")
+    for note in splits.notes:
+        terminal.line(f"{settings['dataset']['name']}: {note}")
     terminal.line(
         f"batch {batch} = {processes.world} process(es) × {passes} pass(es) × {share}"
         + (f"; started by {processes.launcher}" if processes.world > 1 else "")

@@ -124,6 +124,13 @@ RULES: dict[str, Rule] = {
     "dataset.levels": whole(2, 256),
     "dataset.standardisation": every(number(above=False), 2),
     "dataset.horizontal_flip": flag(),
+    "dataset.likelihood": one_of(*LIKELIHOODS, free=True),  # what model.likelihood is by default
+    "dataset.size": whole(2, 1024),
+    "dataset.shape": every(whole(1, 1024), 3),
+    "dataset.validation_share": number(0, 0.9),
+    "dataset.test_share": number(0, 0.9),
+    "dataset.memory_limit": number(0, free=True),
+    "dataset.cache": text("a folder", free=True),
     "dataset.data_module.batch_size": whole(1),
     "dataset.data_module.test_batch_size": whole(1, free=True),
     # model
@@ -231,7 +238,9 @@ RULES: dict[str, Rule] = {
     "wandb.watch": flag(),
     "wandb.tensorboard": flag(),
     # tasks
-    "task.name": one_of("train", "test", "report", "compare", "sample", "reconstruct", "sync"),
+    "task.name": one_of(
+        "train", "test", "report", "compare", "sample", "reconstruct", "sync", "check_data"
+    ),
     "task.force": flag(),
     "task.estimators": every(one_of(*ESTIMATORS), least=0),
     "task.split": one_of("train", "validation", "test"),

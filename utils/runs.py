@@ -120,6 +120,20 @@ class RunFolder:
             checkpoint.save(path, self.config, {**state, "wandb_id": self.wandb_id})
         return path
 
+    def check_images(self, trained_on: str | None, now: str) -> None:
+        """A run goes on with the images that it began with; None: an earlier version's.
+
+        Raises:
+            ConfigError: if those at hand are others.
+        """
+        if trained_on not in (None, now):
+            name = self.config["dataset"]["name"]
+            raise ConfigError(
+                f"{self.path} was trained on {trained_on.partition('-')[0]} images of {name}, and "
+                f"those at hand ({now.partition('-')[0]}) are not the same: bring the former back, "
+                "or train on the latter under another name=…."
+            )
+
     def finish(self, record: dict, per_image: dict[str, np.ndarray]) -> None:
         """Write the results, the record last: from then on the run counts as finished."""
         if self.processes.is_main:

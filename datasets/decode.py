@@ -1,0 +1,95 @@
+"""Image files as arrays of one shape; what cannot be one says why."""
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no format that runs a program
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES += (".pgm", ".ppm", ".pnm")
+LARGEST = 80_000_000  # pixels: a small file can unpack to more than the memory holds
+TOO_LARGE = f"more than {LARGEST:,} pixels"
+
+
+class Unusable(Exception):
+    """A file that is passed over, and why, in a few words."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """To (channels, size, size) uint8: the centred square, scaled (bilinear, antialiased).
+
+    channels 1 is grey by ITU-R 601. 16-bit grey keeps its upper half; of an animation the first
+    frame counts; what is transparent is white; EXIF's orientation is followed. crop: (left, upper,
+    right, lower) in place of the centred square.
+    """
+
+    channels: int
+    size: int
+    crop: tuple[int, int, int, int] | None = None
+
+    def __call__(self, file: "str | os.PathLike | BinaryIO") -> np.ndarray:
+        """The image in a file.
+
+        Raises:
+            Unusable: if there is none that can be read.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # about sizes, which are checked below, and metadata
+                with Image.open(file, formats=FORMATS) as image:
+                    return self.fit(image)
+        except Unusable:
+            raise
+        except Image.DecompressionBombError:
+            raise Unusable(TOO_LARGE) from None
+        except UnidentifiedImageError:
+            raise Unusable("no image, whatever the name says") from None
+        except PermissionError:
+            raise Unusable("no permission to read") from None
+        except Exception as error:  # a damaged file can make a decoder raise anything
+            raise Unusable(f"damaged: {' '.join(str(error).split())[:80]}") from error
+
+    def fit(self, image: Image.Image) -> np.ndarray:
+        """An image in memory."""
+        width, height = image.size
+        if width * height > LARGEST:
+            raise Unusable(TOO_LARGE)
+        image = _opaque(ImageOps.exif_transpose(image)).convert(
+            "L" if self.channels == 1 else "RGB"
+        )
+        if self.crop:
+            image = image.crop(self.crop)
+        if image.size != (self.size, self.size):
+            width, height = image.size
+            side = min(width, height)
+            left, upper = (width - side) // 2, (height - side) // 2
+            image = image.crop(
+                (left, upper, left + side, upper + side)
+            )  # `resize` looks beyond a box
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        array = np.asarray(image)
+        return array[None] if self.channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """With 8 bits and without transparency."""
+    if image.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 0xFFFF:
+            raise Unusable("grey levels of more than 16 bits")
+        return Image.fromarray((levels >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise Unusable("grey levels that are floating-point numbers")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        return white
+    return image

@@ -1,0 +1,89 @@
+"""Anybody's torch.utils.data.Dataset as a source of images: nothing of it needs to know of us."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from datasets.store import Unstored
+
+SAMPLED = 1_000  # items whose pixels tell whether a data set is still the same
+
+
+def unstored(parts: Mapping[str, Dataset], place: str, max_value: int) -> Unstored:
+    """The images of Datasets, each named by its number; see `Unstored` for the parts.
+
+    An item is an image, or begins with one: a PIL image, an array or a tensor, uint8 with levels
+    0 … max_value or floats in [0, 1], as (H, W), (C, H, W) or (H, W, C), all of one shape.
+
+    Raises:
+        ValueError: if an item is none of these; or a Dataset has no length.
+    """
+    for part, source in parts.items():
+        if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
+            raise ValueError(
+                f"dataset._target_={place} has no length or no items ({part}): it must be a "
+                "map-style torch.utils.data.Dataset."
+            )
+        if len(source) == 0:
+            raise ValueError(
+                f"dataset._target_={place} has no images ({part}): check its settings."
+            )
+    first = image_of(next(iter(parts.values()))[0], max_value, f"{place}, item 0")
+
+    def read(part: str, index: int) -> np.ndarray:
+        where = f"{place}, item {index}"
+        image = image_of(parts[part][index], max_value, where)
+        if image.shape != first.shape:
+            raise ValueError(
+                f"{where} has the shape {image.shape}, item 0 {first.shape}: a data set's images "
+                "must have one shape, so crop or resize them in it."
+            )
+        return image
+
+    return Unstored(
+        place=place,
+        identity=_identity(parts, read),
+        shape=first.shape,
+        parts={part: [str(n) for n in range(len(source))] for part, source in parts.items()},
+        read=read,
+        parallel=False,  # which it need not be made for
+        max_value=max_value,
+    )
+
+
+def image_of(item: object, max_value: int, where: str) -> np.ndarray:
+    """An item's image as (C, H, W) uint8."""
+    image = item[0] if isinstance(item, (tuple, list)) else item
+    image = image.numpy(force=True) if isinstance(image, torch.Tensor) else np.asarray(image)
+    found = f"{image.dtype} {image.shape}"
+    if image.ndim == 2:
+        image = image[None]
+    elif image.ndim == 3 and image.shape[0] not in (1, 3):
+        image = image.transpose(2, 0, 1)
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"{where} is no image ({found}): use (C, H, W), C 1 or 3.")
+    levels = image
+    if np.issubdtype(image.dtype, np.floating):
+        levels = np.rint(image * max_value)
+    elif image.dtype != np.uint8:
+        raise ValueError(f"{where} is {image.dtype}: use uint8, or floats in [0, 1].")
+    if not (levels.min() >= 0 and levels.max() <= max_value):
+        raise ValueError(
+            f"{where} has levels from {levels.min():g} to {levels.max():g} where dataset.levels="
+            f"{max_value + 1} allows 0 to {max_value} (floats: 0 to 1): leave out what normalises "
+            "them, or correct dataset.levels."
+        )
+    return np.ascontiguousarray(levels.astype(np.uint8))
+
+
+def _identity(parts: Mapping[str, Dataset], read: Callable[[str, int], np.ndarray]) -> str:
+    """Made of the lengths and of the pixels of up to SAMPLED items, evenly spread."""
+    sha256 = hashlib.sha256()
+    for part, source in parts.items():
+        sha256.update(f"{part} {len(source)}".encode())
+        for index in np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)).tolist():
+            sha256.update(read(part, index).tobytes())
+    return sha256.hexdigest()
