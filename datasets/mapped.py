@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RELEASE = 128  # MB read since, after which the pages are given back
+RELEASE = 128_000_000  # bytes held, after which the pages are given back
+FAULT = 65_536  # bytes that the system maps around a place that is read
 
 
 class MappedImages:
@@ -28,7 +29,7 @@ class MappedImages:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         flat = np.frombuffer(self._map, np.uint8, math.prod(shape), offset)
         self._images = flat.reshape(shape)
-        self._read = 0
+        self._held = 0
         self.device = torch.device("cpu")
 
     @property
@@ -53,13 +54,13 @@ class MappedImages:
         if isinstance(places, slice):
             return self._like(self._images[places], self.device)
         found = torch.from_numpy(np.take(self._images, places.cpu().numpy(), axis=0))
-        self._read += found.nbytes
-        if self._read > RELEASE * 1_000_000:
+        self._held += max(found.nbytes, FAULT * len(found))
+        if self._held > RELEASE:
             self._map.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
+            self._held = 0
         return found.to(self.device)
 
     def _like(self, images: np.ndarray, device: torch.device) -> "MappedImages":
         new = object.__new__(MappedImages)
-        new._map, new._images, new._read, new.device = self._map, images, 0, device
+        new._map, new._images, new._held, new.device = self._map, images, 0, device
         return new

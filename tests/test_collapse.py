@@ -1,5 +1,6 @@
 """Active units mean what they say: marginal over the layers above, whatever noise those have."""
 
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -163,3 +164,19 @@ def test_units_are_collapsed_by_their_share_of_quiet_images():
     assert units.collapsed(at, delta=0.05) == 3
     assert [units.collapsed(i) for i in (0, len(EPSILONS) - 1)] == [0, 4]
     assert units.kl.tolist() == pytest.approx(kl.double().mean(0).tolist())
+
+
+def test_one_pass_is_held_at_a_time():
+    """Of a wide model, all passes over a batch together would fill the memory."""
+    made = []
+
+    def passes():
+        for _ in range(5):
+            assert sum(one() is not None for one in made) <= 1
+            one = output([torch.randn(20, 3)])
+            made.append(weakref.ref(one.kl))
+            yield one
+
+    statistics = CollapseStatistics(20)
+    statistics.update(torch.arange(20), passes())
+    assert len(made) == statistics.passes == 5

@@ -3,15 +3,20 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from datasets.loaders import normalise
 from tests.commands import QUIET, call, only_run
 from tests.conftest import compose, shrunk
 from utils import check_data
-from utils.build import load_images
+from utils.build import build_model, load_images
+from utils.config import CONFIGS
 
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 GENERATOR = np.random.default_rng(0)
+BATCHES = ["dataset.data_module.batch_size=16", "dataset.data_module.test_batch_size=64"]
 FEW = ["train.max_epochs=1", "train.eval_freq=9", "model.is_k=1", "wandb.setup.mode=disabled"]
 
 
@@ -27,7 +32,7 @@ def write_images(folder, count=60, size=16, classes=("a", "b")):
 def own(folder, *changes, experiment="digits_dct_ladder"):
     """An experiment, shrunk, on these images."""
     arguments = [f"experiment={experiment}", *shrunk(experiment), *FEW, "dataset=image_folder"]
-    return [*arguments, f"dataset.root={folder}", "dataset.data_module.batch_size=16", *changes]
+    return [*arguments, f"dataset.root={folder}", *BATCHES, *changes]
 
 
 def test_a_folder_of_images_is_trained_on_and_kept_apart(tmp_path):
@@ -40,8 +45,6 @@ def test_a_folder_of_images_is_trained_on_and_kept_apart(tmp_path):
     (only_run(tmp_path) / "results.json").unlink()  # as if it were to go on
     found = call(tmp_path, *own("mine"), *quiet, "train.max_epochs=1", status=1)
     assert "was trained on 49 images of mine" in found.stderr and "name=" in found.stderr
-    found = call(tmp_path, *own("mine"), *quiet, "name=other")
-    assert "mine: 51 + 3 + 9 images" in found.stdout
 
 
 def test_other_sizes_work_where_the_scales_divide_them(tmp_path):
@@ -55,6 +58,23 @@ def test_other_sizes_work_where_the_scales_divide_them(tmp_path):
     assert "use 32 or 64" in found.stderr
     found = call(tmp_path, *own("mine", "dataset.size=20", experiment="cifar_dct_ladder"), status=1)
     assert "use 32" in found.stderr
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_takes_them(tmp_path, experiment):
+    """In colour and in grey; the likelihood is the images' unless another is asked for."""
+    write_images(tmp_path / "mine", 40)
+    for channels in (3, 1):
+        images = [f"dataset.root={tmp_path / 'mine'}", f"dataset.cache={tmp_path / 'cache'}"]
+        images += ["dataset=image_folder", f"dataset.channels={channels}"]
+        settings = compose(experiment, *shrunk(experiment), *images)
+        assert settings["model"]["likelihood"] == "logistic_mixture"
+        splits, model = load_images(settings), build_model(settings)
+        model.fit_context(splits.train, splits.max_value)
+        out = model(normalise(splits.train[:2], splits.max_value))
+        assert splits.image_shape == (channels, 32, 32) and out.kl.isfinite().all()
+    settings = compose(experiment, *images, "model.likelihood=gaussian")
+    assert settings["model"]["likelihood"] == "gaussian"
 
 
 def own_settings(folder, *changes):

@@ -129,6 +129,9 @@ RULES: dict[str, Rule] = {
     "dataset.shape": every(whole(1, 1024), 3),
     "dataset.validation_share": number(0, 0.9),
     "dataset.test_share": number(0, 0.9),
+    "dataset.test_arguments": Rule(
+        lambda value: value in ({}, None), "null, or arguments as in {train: false}"
+    ),
     "dataset.memory_limit": number(0, free=True),
     "dataset.cache": text("a folder", free=True),
     "dataset.data_module.batch_size": whole(1),

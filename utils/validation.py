@@ -12,6 +12,7 @@ from model.scales import layout
 from utils.config import CONFIGS, DATASET, ConfigError, leaves, unknown
 from utils.rules import RULES, check
 
+TARGETS_OWN = {"train.scheduler", "dataset.test_arguments"}  # hold what a target takes
 MOST_BLOCKS = 1000  # far more than anybody has trained; building more takes minutes
 
 
@@ -25,7 +26,7 @@ def validate(settings: dict) -> None:
     for key, value in leaves(settings):
         groups = {key[:end] for end, sign in enumerate(key) if sign == "."}
         present |= groups | {key}
-        for single in groups & (RULES.keys() - {"train.scheduler"}):
+        for single in groups & (RULES.keys() - TARGETS_OWN):
             raise ConfigError(check(single, {key.removeprefix(f"{single}."): value}))
         if any(key.startswith(target) for target in targets) and key not in RULES:
             continue

@@ -1,0 +1,120 @@
+"""What a data set costs: seconds until it is ready, images per second of the loader, memory.
+
+    python -m benchmarks.data dataset=mnist dataset.root=/path/to/data
+    python -m benchmarks.data dataset=image_folder dataset.root=/path/to/images
+    python -m benchmarks.data --generated 1000000
+
+first: with nothing stored yet (no cache of decoded images); again: the next start. The loader is
+timed alone, over as many batches as an epoch has (up to 4,000), ten of which don't count; mapped:
+the same from the file, not from memory. Memory is the most that the process has held until then.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from datasets.loaders import TrainBatches
+from datasets.splits import ImageSplits
+from utils import build, config
+
+MOST, WARM = 4_000, 10  # batches
+CHUNK = 10_000  # generated images at a time
+
+
+def loaded(settings: dict, memory_limit: float) -> tuple[float, ImageSplits]:
+    """Seconds until the images are there, and they."""
+    dataset = dict(settings["dataset"])
+    if "memory_limit" in dataset:
+        dataset["memory_limit"] = memory_limit
+    began = time.perf_counter()
+    splits = build.load_images({**settings, "dataset": dataset})
+    return time.perf_counter() - began, splits
+
+
+def rate(settings: dict, splits: ImageSplits) -> float:
+    """Images per second of training's batches, flips included."""
+    dataset = settings["dataset"]
+    batches = TrainBatches(
+        splits.train,
+        splits.max_value,
+        dataset["data_module"]["batch_size"],
+        settings["train"]["seed"],
+        dataset["horizontal_flip"],
+    )
+    count = min(len(batches), MOST)
+    steps = batches.epoch(0)
+    for index in range(count):
+        if index == min(WARM, count - 1):
+            began = time.perf_counter()
+        next(steps)
+    timed = count - min(WARM, count - 1)
+    return timed * batches.batch_size / (time.perf_counter() - began)
+
+
+def held() -> float:
+    """The most memory of this process until now, GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def generate(path: Path, count: int) -> None:
+    """An .npy file of so many random colour images of 32×32, without holding them."""
+    with open(path, "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, 32, 32, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+        random = np.random.default_rng(0)
+        for first in range(0, count, CHUNK):
+            file.write(random.bytes(min(CHUNK, count - first) * 32 * 32 * 3))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--generated", type=int, help="so many random images of 32×32")
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [*arguments.overrides]
+        if arguments.generated:
+            path = Path(folder, "generated.npy")
+            generate(path, arguments.generated)
+            overrides += ["dataset=image_folder", f"dataset.root={path}"]
+        if not any("dataset=mnist" in o or "omniglot" in o for o in overrides):
+            overrides.insert(0, "experiment=cifar_dct_ladder")
+        else:
+            overrides.insert(0, "experiment=mnist_dct_ladder")
+        settings = config.resolve(config.compose(overrides))
+        stored = "cache" in settings["dataset"]
+        if stored:
+            settings["dataset"]["cache"] = str(Path(folder, "cache"))
+        rows, before = [], held()
+        first, splits = loaded(settings, 0)
+        rows.append(
+            ("first start", f"{first:.1f} s", f"{held():.2f} GB, {before:.2f} of it before")
+        )
+        if stored:
+            again, splits = loaded(settings, 0)
+            rows.append(("again, mapped", f"{again:.1f} s", f"{held():.2f} GB"))
+            rows.append(
+                ("loader, mapped", f"{rate(settings, splits):,.0f} images/s", f"{held():.2f} GB")
+            )
+            del splits
+        again, splits = loaded(settings, 1e6)
+        rows.append(("again", f"{again:.1f} s", f"{held():.2f} GB"))
+        rows.append(("loader", f"{rate(settings, splits):,.0f} images/s", f"{held():.2f} GB"))
+    name = settings["dataset"]["name"]
+    table = Table(title=f"{name}: {splits.counts} images of {splits.image_shape}")
+    for column in ("measure", "value", "memory"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
