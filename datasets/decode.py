@@ -1,7 +1,6 @@
 """Image files as arrays of one shape; what cannot be one says why."""
 
 import os
-import warnings
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -39,12 +38,8 @@ class Decoder:
             Unusable: if there is none that can be read.
         """
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # about sizes, which are checked below, and metadata
-                with Image.open(file, formats=FORMATS) as image:
-                    return self.fit(image)
+            with Image.open(file, formats=FORMATS) as image:
+                return self.fit(image)
         except Unusable:
             raise
         except Image.DecompressionBombError:

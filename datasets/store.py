@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import unicodedata
+import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -111,20 +112,22 @@ def divide(
     """
     found: dict[str, list[Place]] = {split: [] for split in SPLITS}
     for part, names in parts.items():
+        undivided = part == "all" or (part == "train" and "validation" not in parts)
         for index, name in enumerate(names):
-            split, share = part, _hash_share(name) if part in ("all", "train") else 0.5
-            if part == "all" and share < test_share:
-                split = "test"
-            elif part == "all" or "validation" not in parts:
-                split = "validation" if share >= 1.0 - validation_share else split
-            found["train" if split == "all" else split].append((part, index))
+            split = part
+            if undivided:
+                split = _split_of(name, validation_share, test_share if part == "all" else 0.0)
+            found[split].append((part, index))
     return found
 
 
-def _hash_share(name: str) -> float:
-    """A number in [0, 1) that belongs to a name, on every machine."""
-    digest = hashlib.sha256(unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape"))
-    return int.from_bytes(digest.digest()[:6]) / 2**48
+def _split_of(name: str, validation_share: float, test_share: float) -> str:
+    """By a number in [0, 1) that belongs to the name, on every machine."""
+    text = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
+    share = int.from_bytes(hashlib.sha256(text).digest()[:6]) / 2**48
+    if share < test_share:
+        return "test"
+    return "validation" if share >= 1.0 - validation_share else "train"
 
 
 def _open(path: Path, images: Unstored, memory_limit: float) -> ImageSplits | None:
@@ -166,10 +169,13 @@ def _make(path: Path, images: Unstored, places: Mapping[str, list[Place]]) -> No
     temporary = path.with_name(f"{path.stem}.part")  # nobody else's: there is a lock
     try:
         with (
+            warnings.catch_warnings(),
             open(temporary, "wb") as file,
             tqdm(desc=images.place, total=number, unit=" images", disable=None) as bar,
             ThreadPoolExecutor(threads if images.parallel else 1) as pool,
         ):
+            # About metadata, and about sizes, which are checked; here, since it is for all threads.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             for split in SPLITS:
                 for kept, arrays, failed in _read_all(pool, images, places[split]):
                     data = b"".join(array.tobytes() for array in arrays)

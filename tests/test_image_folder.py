@@ -91,8 +91,8 @@ def test_the_split_belongs_to_the_name_on_every_machine():
     composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"  # as Linux and macOS spell a name
     places = [divide({"all": [name]}, 0.3, 0.3) for name in (composed, decomposed)]
     assert places[0] == places[1]
-    given = divide({"train": names, "test": ["a"]}, 0.1, 0.2)
-    assert len(given["test"]) == 1 and given["validation"] == [
+    given = divide({"train": names, "test": names[:50]}, 0.1, 0.2)
+    assert given["test"] == [("test", index) for index in range(50)] and given["validation"] == [
         ("train", index) for _, index in found["validation"]
     ]
 
