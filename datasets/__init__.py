@@ -1,3 +1,3 @@
-"""Image data sets: each file reads one source, `store` keeps what was read image by image, `loaders`
+"""Image data sets: each file reads one source, `store` keeps what was read one by one, `loaders`
 makes batches on the device.
 """

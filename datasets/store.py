@@ -30,7 +30,8 @@ from datasets.mapped import MappedImages
 from datasets.splits import SPLITS, ImageSplits
 
 FORMAT = 1  # of what is stored; another one is made anew
-BLOCK = 64  # images that a thread reads in one go
+BLOCK, BLOCK_BYTES = 64, 4_000_000  # that a thread reads in one go, at most
+AHEAD = 64  # blocks that are read before they are written: some for every thread
 MOST_THREADS = 16
 NAMED = 3  # files that are named of each kind that is passed over
 
@@ -185,7 +186,8 @@ def _make(path: Path, images: Unstored, places: Mapping[str, list[Place]]) -> No
                     for part, index in kept if images.labels else ():
                         labels[split].append(int(images.labels[part][index]))
                     for name, reason in failed:
-                        passed_over[reason].append(name)
+                        kind, _, detail = reason.partition(": ")
+                        passed_over[kind].append(f"{name} ({detail})" if detail else name)
                     bar.update(len(kept) + len(failed))
             file.flush()
             os.fsync(file.fileno())
@@ -220,10 +222,10 @@ def _read_all(
                 failed.append((images.parts[part][index], str(error)))
         return kept, arrays, failed
 
-    ahead = deque()  # so many that no thread waits, and not all: they would fill the memory
-    for first in range(0, len(places), BLOCK):
-        ahead.append(pool.submit(read, places[first : first + BLOCK]))
-        if len(ahead) > 4 * pool._max_workers:
+    size, ahead = max(1, min(BLOCK, BLOCK_BYTES // math.prod(images.shape))), deque()
+    for first in range(0, len(places), size):
+        ahead.append(pool.submit(read, places[first : first + size]))
+        if len(ahead) > AHEAD:
             yield ahead.popleft().result()
     while ahead:
         yield ahead.popleft().result()

@@ -185,12 +185,12 @@ def test_what_cannot_be_used_is_passed_over_and_counted(tmp_path):
     (root / "loop").symlink_to(root)
     splits = load(root)
     assert as_set(in_all(splits)) == {i.transpose(2, 0, 1).tobytes() for i in good.values()}
-    told = sorted(re.sub(r" \(\d+ bytes.*\)", "", note) for note in splits.notes)
+    told = sorted(re.sub(r" \(\d+ bytes.*?\)", "", note) for note in splits.notes)
     assert told == [
         "1 passed over, a folder: a link to one that is in already",
         "1 passed over, a link: No such file or directory",
         "1 passed over, a link: Too many levels of symbolic links",
-        "1 passed over, damaged: image file is truncated: truncated.jpg",
+        "1 passed over, damaged: truncated.jpg (image file is truncated)",
         "1 passed over, more than 80,000,000 pixels: enormous.png",
         "1 passed over, not a regular file",
         "2 passed over, not named as an image",
