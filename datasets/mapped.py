@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RELEASE = 128_000_000  # bytes held, after which the pages are given back
+RELEASE = 512_000_000  # bytes held, after which the pages are given back; fewer: slower
 FAULT = 65_536  # bytes that the system maps around a place that is read
 
 
