@@ -9,10 +9,11 @@ import sys
 import tomllib
 
 import pytest
+import torch
 import yaml
 
-from benchmarks import saving
-from tests.conftest import ROOT, shrunk
+from benchmarks import memory, saving, start
+from tests.conftest import ROOT, compose, shrunk
 from utils import config
 from utils.validation import validate
 
@@ -91,13 +92,32 @@ def test_conda_requirements_are_the_same():
 
 
 def test_the_benchmark_measures(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.speed", "experiment=digits_ladder"]
+    """Every part but memory, which takes a process for each experiment."""
+    parts = ["--only", "step", "inference", "start", "gpu", "--root", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks", *parts, "experiment=digits_ladder"]
     found = subprocess.run(
         [*command, *shrunk("digits_ladder")], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert found.returncode == 0, found.stderr
-    for measure in ("matrix product", "training", "evaluation, iwae", "sampling"):
+    measured = ("matrix product", "training", "loader, .*", "evaluation, iwae", "sampling")
+    for measure in measured:
         assert re.search(rf"{measure}\W+[\d,]+", found.stdout)
+    assert "no MNIST" in found.stdout
+    assert torch.cuda.is_available() or "not measured: no GPU" in found.stdout
+
+
+def test_the_benchmark_of_the_start_takes_one_step():
+    arguments = ["experiment=digits_ladder", *shrunk("digits_ladder")]
+    total, imports = start.first_step(arguments)
+    assert 0.5 < imports < total < 120
+
+
+def test_the_benchmark_of_memory_measures():
+    overrides, cpu = ["experiment=digits_ladder", *shrunk("digits_ladder")], torch.device("cpu")
+    assert 1e8 < memory.peak(overrides, cpu)["resident"] < 1e11
+    settings = compose("cifar_dct_ladder")
+    assert memory.fitting(settings, cpu) < 384
+    assert memory.fitting(compose("digits_ladder"), cpu) == 100
 
 
 def test_the_benchmark_of_saving_measures(tmp_path, monkeypatch):

@@ -1,0 +1,112 @@
+"""What the measures share: a row of the table, clocks, this machine's own rates, a model to try."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from datasets.loaders import EvaluationBatches
+from model import LadderVAE
+from utils import build, config
+from utils.validation import validate
+
+NO_GPU = "not measured: no GPU"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what, how much, how much it should be, and what that is of."""
+
+    measure: str
+    value: str
+    goal: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An experiment's untrained model on a device, and random images: what they show is no matter.
+
+    images (N, C, H, W) uint8.
+    """
+
+    settings: dict
+    model: LadderVAE
+    images: Tensor
+
+    @classmethod
+    def made(cls, overrides: Sequence[str], device: torch.device, batches: int) -> "Subject":
+        """Of an experiment and so many training batches."""
+        settings = config.resolve(config.compose(list(overrides)))
+        validate(settings)
+        dataset = settings["dataset"]
+        torch.manual_seed(0)
+        model = build.build_model(settings).to(device, memory_format=torch.channels_last)
+        count = max(batches * dataset["data_module"]["batch_size"], 8)
+        shape = (count, dataset["channels"], dataset["image_size"], dataset["image_size"])
+        images = torch.randint(0, dataset["levels"], shape, device=device, dtype=torch.uint8)
+        model.fit_context(images, dataset["levels"] - 1)
+        return cls(settings, model, images)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.images.device
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step."""
+        return self.settings["dataset"]["data_module"]["batch_size"]
+
+    @property
+    def top(self) -> int:
+        """The largest grey value."""
+        return self.settings["dataset"]["levels"] - 1
+
+    def held_out(self, count: int) -> EvaluationBatches:
+        """The first images, to evaluate."""
+        return EvaluationBatches(self.images[:count], self.top, count)
+
+    def changed(self, **train: object) -> "Subject":
+        """The same with other settings under train."""
+        return replace(self, settings={**self.settings, "train": self.settings["train"] | train})
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(action: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Seconds of a call: the median of so many, after one that does not count."""
+    took = []
+    for _ in range(1 + repeats):
+        wait(device)
+        began = time.perf_counter()
+        action()
+        wait(device)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took[1:])
+
+
+def matrix_product(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """FLOP/s of a matrix product: 2048³ in float32, 8192³ in bfloat16."""
+    size = 2048 if dtype == torch.float32 else 8192
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    return 2.0 * size**3 / seconds(lambda: a @ b, device, 5)
+
+
+def show(title: str, rows: Sequence[Row]) -> None:
+    """The table."""
+    table = Table(title=title, title_justify="left")
+    for column in ("measure", "value", "goal", "of"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row.measure, row.value, row.goal, row.note)
+    Console(width=110).print(table)  # in a log too

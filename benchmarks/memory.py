@@ -1,0 +1,74 @@
+"""Peak memory of two training steps, for every experiment: resident, and allocated on a GPU.
+
+Each experiment runs in a process of its own. Where its batch would not fit `LARGEST`, as estimated
+without taking any, it is halved until it does; the row says so.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import Row, Subject
+from benchmarks.step import make_trainer
+from utils import config
+from utils.config import CONFIGS
+from utils.memory import needed, total
+
+LARGEST = {"cpu": 2e9, "cuda": None}  # bytes; None: what the device has
+FOLDER = Path(__file__).resolve().parent.parent
+
+
+def fitting(settings: dict, device: torch.device) -> int:
+    """Images of a step: the experiment's, halved until they fit."""
+    most = LARGEST[device.type] or 0.9 * total(device)
+    images = settings["dataset"]["data_module"]["batch_size"]
+    while images > 1 and sum(needed(settings, images)) > most:
+        images //= 2
+    return images
+
+
+def peak(overrides: list[str], device: torch.device) -> dict[str, int]:
+    """Bytes at the highest of this process: resident, and allocated on the GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_trainer(Subject.made(overrides, device, 2), Path(folder))._train_epoch()
+    found = {"resident": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    if device.type == "cuda":
+        found["allocated"] = torch.cuda.max_memory_allocated(device)
+    return found
+
+
+def row(experiment: str, device: torch.device, *extra: str) -> Row:
+    """One experiment's line."""
+    overrides = [f"experiment={experiment}", *extra]
+    settings = config.resolve(config.compose(overrides))
+    batch, images = settings["dataset"]["data_module"]["batch_size"], fitting(settings, device)
+    command = [sys.executable, "-m", "benchmarks.memory", "--device", str(device), *overrides]
+    command.append(f"dataset.data_module.batch_size={images}")
+    told = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+    if told.returncode:
+        last = told.stderr.strip().splitlines()[-1:] or [f"ended by status {told.returncode}"]
+        return Row(f"memory, {experiment}", "not measured", "", last[0])
+    found = json.loads(told.stdout)
+    value = ", ".join(f"{size / 1e9:.2f} GB {kind}" for kind, size in found.items())
+    note = f"{images} of a batch of {batch} images" if images < batch else f"batch {batch}"
+    return Row(f"memory, {experiment}", value, "", ", ".join([note, *extra]))
+
+
+def rows(device: torch.device) -> list[Row]:
+    """Every experiment."""
+    names = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+    return [row(name, device) for name in names]
+
+
+if __name__ == "__main__":  # one experiment, in this process
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("overrides", nargs="+")
+    arguments = parser.parse_args()
+    print(json.dumps(peak(arguments.overrides, torch.device(arguments.device))))

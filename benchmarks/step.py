@@ -1,0 +1,156 @@
+"""The training step within the trainer's own loop: data, loss, clipping, optimiser, logging.
+
+A share is of this machine's matrix product, measured after every epoch: rates differ between
+machines and hours.
+"""
+
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import NO_GPU, Row, Subject, matrix_product, wait
+from datasets.loaders import TrainBatches
+from model.noise import Noise
+from utils import build
+from utils.signals import Signals
+from utils.terminal import Terminal
+from utils.tracking import LocalSink, Tracker
+from utils.trainer import Trainer
+
+STEPS, EPOCHS = 12, 5  # per epoch; the first epoch warms up
+LOADED = 20_000  # images of an epoch of which nothing but loading is timed
+ON_A_GPU = (("mnist_dct_ladder", 50_000), ("cifar_dct_ladder", 3_000))  # images/s wanted
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
+
+
+def make_trainer(subject: Subject, folder: Path, draw=lambda model, epoch, step: None) -> Trainer:
+    """As run_experiment.py makes it, without checkpoints; `draw` is called after every epoch."""
+    settings = {"max_epochs": EPOCHS, "eval_freq": 1, "ema_rate": 0.0, "on_nonfinite": "skip"}
+    return Trainer(
+        subject.model,
+        build.build_objective(subject.settings),
+        TrainBatches(subject.images, subject.top, subject.batch_size, seed=0),
+        subject.held_out(8),
+        *build.build_optimizer(subject.settings, subject.model),
+        {**subject.settings["train"], **settings},
+        None,
+        draw,
+        Tracker(folder, [LocalSink(folder / "metrics.jsonl")]),
+        Terminal(shown=False),
+        Signals(0),
+    )
+
+
+def flops_per_image(subject: Subject) -> float:
+    """FLOP of an image, forward and backward, which is twice the forward pass.
+
+    Counted there, its depthwise convolutions would come out dense.
+    """
+    x = subject.held_out(8).first(8)
+    noise = Noise.keyed(torch.arange(8, device=x.device), 0)
+    subject.model.train()  # in evaluation the prior takes all of its steps
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        subject.model(x, noise=noise)
+    return 3.0 * counter.get_total_flops() / 8
+
+
+def training(subject: Subject, dtype: torch.dtype = torch.float32) -> tuple[float, float, float]:
+    """(images/s, share of the product's rate, that rate in FLOP/s), medians over epochs."""
+    peaks = []
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            subject, Path(folder), lambda *_: peaks.append(matrix_product(subject.device, dtype))
+        )
+        trainer.fit()
+        rates = [row["train/images_per_second"] for row in trainer.tracker.local.rows()]
+    flops = flops_per_image(subject)
+    shares = [rate * flops / peak for rate, peak in zip(rates, peaks, strict=True)]
+    return tuple(map(statistics.median, (rates[1:], shares[1:], peaks[1:])))
+
+
+def loading(subject: Subject) -> float:
+    """Seconds per step that making its batch takes, over a whole epoch of many images."""
+    shape = (LOADED, *subject.images.shape[1:])
+    images = torch.zeros(shape, dtype=torch.uint8, device=subject.device)
+    batches = TrainBatches(images, subject.top, subject.batch_size, seed=0, horizontal_flip=True)
+    took = []
+    for epoch in range(3):
+        began = time.perf_counter()
+        for _ in batches.epoch(epoch):
+            pass
+        wait(subject.device)
+        took.append((time.perf_counter() - began) / len(batches))
+    return statistics.median(took)
+
+
+def launches(subject: Subject) -> tuple[float, float]:
+    """(kernels launched, synchronisations) per step on a GPU, readings of the metrics included."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(subject, Path(folder))
+        trainer._train_epoch()  # warms up
+        trainer.progress.batch = 0
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+            trainer._train_epoch()
+        launched = sum(e.count for e in found.key_averages() if e.key.startswith(LAUNCHES))
+        trainer.progress.batch = 0
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                trainer._train_epoch()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    waited = sum("synchroniz" in str(warning.message) for warning in told)
+    return launched / STEPS, waited / STEPS
+
+
+def rows(overrides: list[str], device: torch.device) -> list[Row]:
+    """The step of one experiment in float32, its share of the product and of the loader in it."""
+    subject = Subject.made([*overrides, "train.use_amp=false"], device, STEPS)
+    name = subject.settings["name"]
+    rate, share, peak = training(subject)
+    loader = loading(subject) * rate / subject.batch_size
+    goal = "≥ 0.65" if device.type == "cpu" else ""
+    flops = flops_per_image(subject)
+    return [
+        Row("matrix product", f"{peak / 1e9:,.0f} GFLOP/s", "", "2048³, float32"),
+        Row("training step, share of the product", f"{share:.2f}", goal, f"{name}, float32"),
+        Row("training", f"{rate:,.4g} images/s", "", f"{flops / 1e9:.3f} GFLOP per image"),
+        Row("loader, share of the step", f"{loader:.2%}", "< 2 %", f"{name}, with flips"),
+    ]
+
+
+def gpu_rows(device: torch.device) -> list[Row]:
+    """The two experiments that have a goal on a GPU, in bfloat16."""
+    peak = matrix_product(device, torch.bfloat16) if device.type == "cuda" else None
+    made = [Row("matrix product, bf16", _tera(peak), "", "8192³")]
+    for name, goal in ON_A_GPU:
+        value = dict.fromkeys(("rate", "share", "launched", "waited"), NO_GPU)
+        if peak:
+            overrides = [f"experiment={name}", "train.use_amp=true"]
+            subject = Subject.made(overrides, device, STEPS)
+            rate, share, _ = training(subject, torch.bfloat16)
+            launched, waited = launches(subject)
+            value = {
+                "rate": f"{rate:,.0f} images/s",
+                "share": f"{share:.3f}",
+                "launched": f"{launched:,.0f}",
+                "waited": f"{waited:.2f}",
+            }
+        made += [
+            Row("training, GPU", value["rate"], f"≥ {goal:,}", f"{name}, bf16"),
+            Row("  share of the bf16 product", value["share"], "", name),
+            Row("  launches per step", value["launched"], "", name),
+            Row("  synchronisations per step", value["waited"], "≤ 0.1", name),
+        ]
+    return made
+
+
+def _tera(peak: float | None) -> str:
+    return f"{peak / 1e12:,.0f} TFLOP/s" if peak else NO_GPU
