@@ -8,12 +8,14 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from datasets.loaders import EvaluationBatches, TrainBatches
 from tests.conftest import compose, shrunk
 from utils import build
 from utils.distributed import Processes
-from utils.saving import Saver
+from utils.saving import Saver, snapshot
 from utils.signals import Interrupted, Signals
 from utils.terminal import Terminal
 from utils.tracking import LocalSink, Tracker
@@ -265,6 +267,117 @@ def test_an_infinite_gradient_is_skipped_where_steps_may_be(tmp_path):
     trainer.model.encoder.stem.bias.register_hook(lambda g: g.abs() * math.inf)
     trainer.fit()
     assert trainer.progress.skipped == 5
+
+
+def make_ahead(folder, *overrides, log_every=4):
+    """Two trainers alike, of which the second runs ahead."""
+    made = []
+    for name in ("waiting", "ahead"):
+        (folder / name).mkdir(exist_ok=True)
+        every = f"train.log_every={log_every}"
+        made.append(make_trainer(folder / name, every, *overrides))
+    made[1].ahead = True  # as on a GPU
+    return made
+
+
+def assert_same(waiting, ahead):
+    """Weights, the optimiser's moments, counts and metrics, to the last bit."""
+    states = [snapshot(trainer.state()) for trainer in (waiting, ahead)]
+    for state in states:
+        state["progress"].pop("seconds")
+    flat = [tree_flatten(state)[0] for state in states]
+    for a, b in zip(*flat, strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    folders = [trainer.tracker.folder for trainer in (waiting, ahead)]
+    assert rows(folders[0]) == rows(folders[1])
+
+
+class NothingRead(TorchDispatchMode):
+    """Within it, reading a number from a tensor is an error."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "equal", "masked_select"), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_ahead_reads_nothing(tmp_path):
+    _, trainer = make_ahead(tmp_path, "train.grad_skip_thr=100", log_every=100)
+    for _, passes in zip(range(2), trainer.batches.epoch(0), strict=False):
+        with NothingRead():
+            trainer._step_ahead(passes, 1.0)
+    assert len(trainer.unread) == 2 and not trainer.progress.sums
+
+
+def test_running_ahead_changes_nothing(tmp_path):
+    overrides = ["train.acc_grad=2", "model.decoder.z_L_prior.t_sample=loss_aware"]
+    overrides += ["train.checkpoint_every=4 steps"]
+    trainers = make_ahead(tmp_path, *overrides, log_every=3)
+    saved = []
+    for trainer in trainers:
+        saved.append([])
+        put = trainer.saver.put
+
+        def noted(names, state, put=put, steps=saved[-1]):
+            steps.append(state["progress"]["step"])
+            put(names, state)
+
+        trainer.saver.put = noted
+        trainer.fit()
+    assert_same(*trainers)
+    assert saved[0] == saved[1] and {4, 8, 12} < set(saved[0])
+
+
+def test_steps_that_may_not_be_taken_are_found_by_running_ahead_too(tmp_path):
+    overrides = ["train.on_nonfinite=skip", "model.decoder.z_L_prior.t_sample=loss_aware"]
+    trainers = make_ahead(tmp_path, *overrides, "train.grad_skip_thr=1e4")
+    for trainer in trainers:
+        bad = {2: math.nan, 7: 1e9, 8: math.inf}  # by what the gradient is multiplied
+        trainer.model.encoder.stem.bias.register_hook(
+            lambda g, t=trainer, bad=bad: g.abs() * bad.get(t.progress.step + 1, 1.0)
+        )
+        trainer.fit()
+    assert trainers[0].progress.skipped == 3
+    assert_same(*trainers)
+
+
+def test_what_stops_a_run_is_told_when_running_ahead_too(tmp_path):
+    told = []
+    trainers = make_ahead(tmp_path)
+    for trainer in trainers:
+        layer = trainer.model.get_submodule("decoder.blocks.2.posterior_net.2")
+        layer.register_forward_hook(
+            lambda m, i, output, t=trainer: output * math.nan if t.progress.step == 6 else output
+        )
+        with pytest.raises(TrainingStopped) as stopped:
+            trainer.fit()
+        told.append(str(stopped.value).partition("; the last good")[0])
+    assert told[0] == told[1] and "step 7: the loss is nan, first in decoder.blocks.2" in told[0]
+    assert_same(*trainers)
+
+
+def test_a_stop_is_heard_at_the_next_reading(tmp_path):
+    _, trainer = make_ahead(tmp_path)
+    trainer.signals.asked = True
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    assert trainer.progress.step == 4
+    saved = torch.load(tmp_path / "ahead" / "last.pth", weights_only=True)
+    assert saved["progress"]["step"] == 4 and saved["progress"]["sums"][0] == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_is_not_waited_for_within_a_step(tmp_path):
+    trainer = make_trainer(tmp_path, "train.log_every=100", device="cuda")
+    assert trainer.ahead
+    steps = list(trainer.batches.epoch(0))
+    trainer._step_ahead(steps[0], 1.0)  # which finds algorithms
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer._step_ahead(steps[1], 1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_average_is_what_gets_evaluated(tmp_path):

@@ -198,6 +198,7 @@ RULES: dict[str, Rule] = {
     "train.checkpoint_every": Rule(
         _period, "a number of minutes, or as in '500 steps' of steps", free=True
     ),
+    "train.log_every": whole(1, free=True),
     "train.keep_every": maybe(whole(1, free=True)),
     "train.grace_seconds": number(0, 86_400, free=True),
     "train.on_save_error": one_of("stop", "continue", free=True),

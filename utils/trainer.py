@@ -29,6 +29,7 @@ from utils.terminal import Terminal
 from utils.tracking import Tracker
 
 TRAINING = 100  # keys the noise of training apart from evaluation's
+COMPUTED = ("fused", "foreach")  # how an optimiser computes: this machine's, not the checkpoint's
 PASSES = 2  # per validation image and epoch: quick; the final score takes as many as it needs
 
 
@@ -89,6 +90,9 @@ class Trainer:
         scale = self.amp_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale)
         self.saved = time.monotonic()
+        self.ahead = self._may_run_ahead()
+        self.taken = torch.ones((), dtype=torch.bool, device=self.device)  # all steps not yet read
+        self.unread: list[tuple[list[Batch], Tensor]] = []
 
     @property
     def evaluated(self) -> LadderVAE:
@@ -111,6 +115,9 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        groups = self.optimizer.param_groups
+        for saved, own in zip(state["optimizer"]["param_groups"], groups, strict=True):
+            saved |= {key: own[key] for key in COMPUTED if key in own}
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -196,7 +203,8 @@ class Trainer:
         with self.terminal.bar(title, len(batches), p.batch) as bar:
             for passes in batches.epoch(p.epoch, p.batch):
                 began = time.perf_counter()
-                stop, save = self._train_step(passes, beta)
+                step = self._step_ahead if self.ahead else self._train_step
+                stop, save = step(passes, beta)
                 p.seconds += time.perf_counter() - began
                 bar.advance(self._progress_text())
                 self._check_saves()
@@ -219,10 +227,23 @@ class Trainer:
 
         Returns whether to stop, and whether a checkpoint is due: on all processes the same.
         """
-        p, module = self.progress, self.loss_module
+        p = self.progress
+        figures = self._gradients(passes, beta).tolist()
+        finite = all(map(math.isfinite, figures))
+        stop, save, bad = distributed.agree(self.signals.asked, self._save_due(), not finite)
+        if bad and finite and self.settings["on_nonfinite"] == "stop":
+            raise Elsewhere
+        norm = self._update(bad, partial(self._where_from, passes, beta, figures))
+        p.step, p.batch = p.step + 1, p.batch + 1
+        if not bad and math.isfinite(norm):
+            self._count(figures, norm)
+        return stop, save
+
+    def _gradients(self, passes: list[Batch], beta: float) -> Tensor:
+        """The gradient of a step; its loss, reconstruction and kl per layer, (2 + L,)."""
+        module, sums = self.loss_module, 0.0
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        sums = 0.0
         for index, batch in enumerate(passes):
             with distributed.no_sync(module, index < len(passes) - 1):
                 loss, reconstruction, kl = self._forward(module, batch, beta)
@@ -231,18 +252,68 @@ class Trainer:
                 [loss.detach()[None], reconstruction.detach().mean()[None], kl.detach().mean(0)]
             )
             sums = sums + parts / len(passes)
-        figures = sums.tolist()
-        finite = all(map(math.isfinite, figures))
-        stop, save, bad = distributed.agree(self.signals.asked, self._save_due(), not finite)
-        if bad and finite and self.settings["on_nonfinite"] == "stop":
-            raise Elsewhere
-        norm = self._update(bad, partial(self._where_from, passes, beta, figures))
+        return sums
+
+    def _count(self, figures: list[float], norm: float) -> None:
+        """Add a step's figures to the epoch's sums."""
+        loss, reconstruction, *kl = figures
+        row = [1.0, loss, norm, reconstruction, *kl]
+        sums = self.progress.sums or [0.0] * len(row)
+        self.progress.sums = [a + b for a, b in zip(sums, row, strict=True)]
+
+    def _may_run_ahead(self) -> bool:
+        """Whether to wait for the device's word every train.log_every steps only.
+
+        Its optimiser must be able to leave out a step by itself, and nothing else may move then.
+        """
+        fused = all(group.get("fused") for group in self.optimizer.param_groups)
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
+        return (
+            self.device.type == "cuda"
+            and fused
+            and not (norms or self.ema or self.scaler.is_enabled())
+        )
+
+    def _step_ahead(self, passes: list[Batch], beta: float) -> tuple[bool, bool]:
+        """`_train_step` with nothing read from the device, which itself finds what it may not take.
+
+        From such a step on it takes none, until `_catch_up` does them again, one reading each.
+        """
+        p, settings = self.progress, self.settings
+        figures = self._gradients(passes, beta)
+        parameters = list(self.model.parameters())
+        norm = nn.utils.get_total_norm([w.grad for w in parameters if w.grad is not None])
+        fine = figures.isfinite().all() & norm.isfinite()
+        if settings["grad_skip_thr"]:
+            fine &= norm <= settings["grad_skip_thr"]
+        self.taken = taken = self.taken & (distributed.total((~fine).float()) == 0)
+        if settings["grad_clip"]:
+            nn.utils.clip_grads_with_norm_(parameters, settings["grad_clip"], norm)
+        self.optimizer.found_inf = (~taken).float()  # 1: its kernels leave all as it was
+        self.optimizer.step()
+        del self.optimizer.found_inf
+        self.model.settle(lambda seen: torch.where(taken, distributed.total(seen), 0.0))
+        self.unread.append((passes, torch.cat([taken[None].to(figures), norm[None], figures])))
+        due, counted = self._save_due(), isinstance(settings["checkpoint_every"], str)
         p.step, p.batch = p.step + 1, p.batch + 1
-        if not bad and math.isfinite(norm):
-            loss, reconstruction, *kl = figures
-            row = [1.0, loss, norm, reconstruction, *kl]
-            p.sums = [a + b for a, b in zip(p.sums, row, strict=True)] if p.sums else row
-        return stop, save
+        if p.step % settings["log_every"] and p.batch < len(self.batches) and not (due and counted):
+            return False, False
+        self._catch_up(beta)
+        return tuple(distributed.agree(self.signals.asked, due))
+
+    def _catch_up(self, beta: float) -> None:
+        """Count the steps that were taken since the last reading, and do the others again."""
+        p = self.progress
+        rows = torch.stack([row for _, row in self.unread]).tolist()
+        again = [passes for (passes, _), row in zip(self.unread, rows, strict=True) if not row[0]]
+        self.unread, self.taken = [], torch.ones_like(self.taken)
+        for taken, norm, *figures in rows:
+            if taken:
+                p.skipped_in_a_row = 0
+                self._count(figures, norm)
+        p.step, p.batch = p.step - len(again), p.batch - len(again)
+        for passes in again:
+            self._train_step(passes, beta)
 
     def _update(self, bad: bool, where_from: Callable[[], str]) -> float:
         """Clip, then step; returns the gradient's norm.
