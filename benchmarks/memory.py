@@ -20,6 +20,7 @@ from utils import config
 from utils.config import CONFIGS
 from utils.memory import needed, total
 
+WIDE = ("cifar", "svhn")
 LARGEST = {"cpu": 2e9, "cuda": None}  # bytes; None: what the device has
 FOLDER = Path(__file__).resolve().parent.parent
 
@@ -46,7 +47,7 @@ def peak(overrides: list[str], device: torch.device) -> dict[str, int]:
 def row(experiment: str, device: torch.device, *extra: str) -> Row:
     """One experiment's line."""
     overrides = [f"experiment={experiment}", *extra]
-    settings = config.resolve(config.compose(overrides))
+    settings = config.resolve(config.compose(overrides[:1]))  # as many images with extras
     batch, images = settings["dataset"]["data_module"]["batch_size"], fitting(settings, device)
     command = [sys.executable, "-m", "benchmarks.memory", "--device", str(device), *overrides]
     command.append(f"dataset.data_module.batch_size={images}")
@@ -61,9 +62,13 @@ def row(experiment: str, device: torch.device, *extra: str) -> Row:
 
 
 def rows(device: torch.device) -> list[Row]:
-    """Every experiment."""
-    names = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
-    return [row(name, device) for name in names]
+    """Every experiment; the wide ones with train.checkpoint_activations too."""
+    made = []
+    for name in sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")):
+        made.append(row(name, device))
+        if name.startswith(WIDE):
+            made.append(row(name, device, "train.checkpoint_activations=true"))
+    return made
 
 
 if __name__ == "__main__":  # one experiment, in this process

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model.decoder import Latent
 from model.diffusion import DiffusionPrior
 from model.distributions import Gaussian, sum_per_image
-from model.layers import BlockStyle
+from model.layers import BlockStyle, Unit
 from model.likelihoods import LIKELIHOODS, Likelihood
 from model.noise import Noise
 from model.scales import layout
@@ -127,6 +127,12 @@ class LadderVAE(nn.Module):
         values = [latent.z for latent in top]
         latents, head = decoder.descend(len(x), values, features, (), noise, temperature)
         return LadderOutput(self._px(head), [*top, *latents], target)
+
+    def recompute(self, on: bool) -> None:
+        """Whether training keeps of nets and residual blocks their inputs alone, to save memory."""
+        for module in self.modules():
+            if isinstance(module, Unit):
+                module.recompute = on
 
     def fit_context(self, images: Tensor, max_value: int) -> None:
         """Fit what the context takes from the training images (N, C, H, W) uint8."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "elu": nn.ELU}
 
@@ -39,7 +40,29 @@ class BlockStyle:
         return weight_norm(layer) if self.weight_norm else layer
 
 
-class ResidualBlock(nn.Module):
+class Unit(nn.Module):
+    """A function `compute` of x; where `recompute`, training keeps x, and the backward pass makes
+    what is within again. It must draw nothing, nor count what it sees (batch norm).
+    """
+
+    recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, h, w) -> (B, out, h, w)."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, x, use_reentrant=False, preserve_rng_state=False)
+        return self.compute(x)
+
+
+class Net(Unit, nn.Sequential):
+    """Layers in a row."""
+
+    def compute(self, x: Tensor) -> Tensor:
+        """One after another."""
+        return nn.Sequential.forward(self, x)
+
+
+class ResidualBlock(Unit):
     """skip(x) + β·net(x) with β = 0 at the start, so that every block starts as its skip."""
 
     def __init__(self, net: nn.Sequential, in_channels: int, out_channels: int):
@@ -50,8 +73,8 @@ class ResidualBlock(nn.Module):
         if in_channels != out_channels:
             self.skip = nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, h, w) -> (B, out, h, w)."""
+    def compute(self, x: Tensor) -> Tensor:
+        """The formula."""
         return torch.addcmul(self.skip(x), self.beta, self.net(x))
 
 
@@ -69,25 +92,26 @@ def encoder_block(in_channels: int, out_channels: int, style: BlockStyle) -> Res
     return ResidualBlock(nn.Sequential(*layers), in_channels, out_channels)
 
 
-def decoder_net(in_channels: int, out_channels: int, style: BlockStyle) -> nn.Sequential:
+def decoder_net(in_channels: int, out_channels: int, style: BlockStyle) -> Net:
     """Post-activation: [1×1, act], 2 × [3×3, act], 1×1; the last one never weight-normalised."""
     hidden = style.hidden(in_channels)
     layers = [*style.norm(in_channels)]
     for inp, kernel in ((in_channels, 1), (hidden, 3), (hidden, 3)):
         layers += [style.conv(inp, hidden, kernel), *style.norm(hidden), style.act()]
     layers += [nn.Conv2d(hidden, out_channels, 1), *style.norm(out_channels)]
-    return nn.Sequential(*layers)
+    return Net(*layers)
 
 
 def decoder_block(in_channels: int, out_channels: int, style: BlockStyle) -> ResidualBlock:
     """`decoder_net` as a residual block."""
-    return ResidualBlock(decoder_net(in_channels, out_channels, style), in_channels, out_channels)
+    net = nn.Sequential(*decoder_net(in_channels, out_channels, style))
+    return ResidualBlock(net, in_channels, out_channels)
 
 
-def prior_net(in_channels: int, out_channels: int, style: BlockStyle) -> nn.Sequential:
+def prior_net(in_channels: int, out_channels: int, style: BlockStyle) -> Net:
     """[1×1, act], [depthwise 5×5, act], 1×1 that starts at zero; without residual."""
     hidden = style.hidden(in_channels)
-    net = nn.Sequential(
+    net = Net(
         *style.norm(in_channels),
         style.conv(in_channels, hidden, 1),
         *style.norm(hidden),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from model.layers import Unit
 from model.objective import LossModule
 from model.scales import layout
 from utils.build import build_model, build_objective
@@ -39,7 +40,8 @@ def check_memory(settings: dict, device: torch.device, processes: int) -> None:
         raise ConfigError(
             f"dataset.data_module.batch_size={data['batch_size']} takes {_shown(activations)} of "
             f"memory for the {images} images of a pass, but {device} has {_shown(there)}: lower "
-            "it, or raise train.acc_grad, which does not change the result."
+            "it, or raise train.acc_grad or set train.checkpoint_activations=true, which do not "
+            "change the result."
         )
 
 
@@ -82,8 +84,16 @@ def needed(settings: dict, images: int) -> tuple[float, float]:
         kept[storage._cdata] = storage
         return tensor
 
+    def keep_input(net: Unit, inputs: tuple[torch.Tensor]) -> None:
+        keep(*inputs)
+
     with FakeTensorMode():
         model = LossModule(build_model(settings), build_objective(settings)).train()
+        if settings["train"]["checkpoint_activations"]:
+            model.model.recompute(True)
+            for net in model.modules():
+                if isinstance(net, Unit):  # which hides what it saves; that is its input
+                    net.register_forward_pre_hook(keep_input)
         weights = sum(p.nbytes for p in model.parameters())
         owned = {p.untyped_storage()._cdata for p in model.parameters()}
         shape = (images, dataset["channels"], dataset["image_size"], dataset["image_size"])

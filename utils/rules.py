@@ -203,6 +203,7 @@ RULES: dict[str, Rule] = {
     "train.grace_seconds": number(0, 86_400, free=True),
     "train.on_save_error": one_of("stop", "continue", free=True),
     "train.use_amp": flag(),
+    "train.checkpoint_activations": flag(free=True),
     "train.ema_rate": Rule(number(0, 0.999999).accepts, "a number from 0 to under 1"),
     "train.acc_grad": whole(1),
     "train.grad_clip": number(0),

@@ -80,6 +80,7 @@ class Trainer:
         self.device = model.device
         self.progress = Progress()
         self.optimizer, self.scheduler = optimizer, scheduler
+        model.recompute(train["checkpoint_activations"])
         self.loss_module = distributed.wrap(
             LossModule(model, objective), self.device, train["acc_grad"]
         )

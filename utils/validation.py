@@ -41,6 +41,11 @@ def validate(settings: dict) -> None:
     for key in (*_required(settings), *sorted(partial)):
         if key not in present:
             raise ConfigError(f"{key} is missing: leave it where it was, or give it a value.")
+    if settings["train"]["checkpoint_activations"] and settings["model"]["batch_norm"]:
+        raise ConfigError(
+            "train.checkpoint_activations=true with model.batch_norm=true would count every batch "
+            "twice: use one of them."
+        )
     try:
         _validate_model(settings["model"], settings["dataset"])
     except KeyError as error:
