@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 
 def bad_weights(model: nn.Module) -> str | None:
-    """The first parameter or buffer that is not finite."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not _finite(tensor):
-            return name
-    return None
+    """The first parameter or buffer that is not finite; the device is asked once for all."""
+    state = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+    fine = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
+    return next((name for name, good in zip(state, fine, strict=True) if not good), None)
 
 
 def bad_gradient(model: nn.Module) -> str | None:
