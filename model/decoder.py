@@ -20,6 +20,7 @@ from model.distributions import Gaussian, TwoPoint
 from model.layers import (
     BlockStyle,
     at_least_float32,
+    channels_last,
     decoder_block,
     decoder_net,
     last_conv,
@@ -99,7 +100,7 @@ class LatentBlock(nn.Module):
             z = p.sample_n(len(s), noise, temperature)
         if features is not None:
             s = s + features
-        return Latent(z, q, p, kl), self.blocks(s + self.z_conv(z))
+        return Latent(z, q, p, kl), self.blocks(s + self.z_conv(channels_last(z)))
 
 
 class LadderDecoder(nn.Module):

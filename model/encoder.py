@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import BlockStyle, encoder_block
+from model.layers import BlockStyle, channels_last, encoder_block
 from model.scales import Scale
 
 
@@ -46,7 +46,7 @@ class LadderEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Standardised x (B, C, H, W) -> features (B, c, h, h), one per latent, bottom up."""
-        h = self.init_blocks(self.stem(x))
+        h = self.init_blocks(self.stem(channels_last(x)))
         features = []
         for net, pool, uses in zip(self.nets, self.pools, self.uses, strict=True):
             h = net(h)

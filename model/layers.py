@@ -138,6 +138,11 @@ def zero_init(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """x (B, C, h, w); one channel with strides that tell convolutions to answer channels last."""
+    return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2) if x.shape[1] == 1 else x
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """x in float32 if it came out of a half-precision layer, where no bound is computed."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
