@@ -5,7 +5,7 @@
     python -m benchmarks.data --generated 1000000
 
 first: with nothing stored yet (no cache of decoded images); again: the next start. The loader is
-timed alone, over as many batches as an epoch has (up to 2,000), ten of which don't count; mapped:
+timed alone, over as many batches as an epoch has (up to 2,000), ten of which don't count; on disk:
 the same from the file, not from memory, in turns. Memory: the most that was held until then.
 """
 
@@ -25,7 +25,7 @@ from datasets.splits import ImageSplits
 from utils import build, config
 
 MOST, WARM = 2_000, 10  # batches
-TURNS = 3  # of each loader, of which the median counts
+TURNS = 7  # of each loader, of which the median counts
 CHUNK = 10_000  # generated images at a time
 
 
@@ -100,9 +100,9 @@ def main() -> None:
             ("first start", f"{first:.1f} s", f"{held():.2f} GB, {before:.2f} of it before")
         )
         if stored:
-            again, sources["loader, mapped"] = loaded(settings, 0)
-            rate(settings, sources["loader, mapped"])
-            rows.append(("again, mapped, an epoch of it", f"{again:.1f} s", f"{held():.2f} GB"))
+            again, sources["loader, on disk"] = loaded(settings, 0)
+            rate(settings, sources["loader, on disk"])
+            rows.append(("again, on disk, an epoch of it", f"{again:.1f} s", f"{held():.2f} GB"))
         again, splits = loaded(settings, 1e6)
         sources["loader"] = splits
         rows.append(("again", f"{again:.1f} s", f"{held():.2f} GB"))

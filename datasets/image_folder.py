@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from datasets.decode import SUFFIXES, Decoder
-from datasets.mapped import MappedImages
+from datasets.on_disk import ImagesOnDisk
 from datasets.splits import SPLITS
 from datasets.store import Unstored
 
@@ -132,7 +132,7 @@ def _from_arrays(path: Path, decoder: Decoder) -> Unstored:
         if not array.flags.c_contiguous:
             raise ValueError("an array in Fortran order")
         _checked(array)
-        arrays = {"all": MappedImages(path, array.offset, array.shape)}
+        arrays = {"all": ImagesOnDisk(path, array.offset, array.shape)}
     else:
         with np.load(path, allow_pickle=False) as content:
             names = [name for name in content if not name.endswith("labels")]

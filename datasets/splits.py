@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.mapped import MappedImages
+from datasets.on_disk import ImagesOnDisk
 
 SPLIT_SEED = 20230219  # of the train/validation split: fixed, so that train.seed never moves it
 SPLITS = ("train", "validation", "test")
-Images = Tensor | MappedImages
+Images = Tensor | ImagesOnDisk
 
 
 @dataclass(frozen=True)

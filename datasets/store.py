@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from datasets.decode import Unusable
-from datasets.mapped import MappedImages
+from datasets.on_disk import ImagesOnDisk
 from datasets.splits import SPLITS, ImageSplits
 
 FORMAT = 1  # of what is stored; another one is made anew
@@ -69,7 +69,7 @@ def load(
 ) -> ImageSplits:
     """The images, from the file that the folder `cache` has of them, or gets.
 
-    Up to memory_limit (GB) they are read into memory, larger sets are mapped. The shares are of
+    Up to memory_limit (GB) they are read into memory, larger sets stay in it. The shares are of
     what has no such split of its own.
 
     Raises:
@@ -139,14 +139,14 @@ def _open(path: Path, images: Unstored, memory_limit: float) -> ImageSplits | No
         size = sum(counts) * math.prod(images.shape)
         if path.stat().st_size != size:
             return None
-        mapped = size > memory_limit * 1e9
-        content = None if mapped else np.fromfile(path, np.uint8)
-        if (_file_digest(path) if mapped else _digest(content)) != record["sha256"]:
+        on_disk = size > memory_limit * 1e9
+        content = None if on_disk else np.fromfile(path, np.uint8)
+        if (_file_digest(path) if on_disk else _digest(content)) != record["sha256"]:
             return None
     except (OSError, ValueError, KeyError):
         return None
-    if mapped:
-        whole, (train, validation, _) = MappedImages(path, 0, (sum(counts), *images.shape)), counts
+    if on_disk:
+        whole, (train, validation, _) = ImagesOnDisk(path, 0, (sum(counts), *images.shape)), counts
         splits = whole[:train], whole[train : train + validation], whole[train + validation :]
     else:
         splits = torch.from_numpy(content).view(-1, *images.shape).split(counts)

@@ -315,17 +315,27 @@ def test_arrays_that_are_not_images(tmp_path):
         load(archive)
 
 
-def test_a_large_set_is_mapped_and_the_same(tmp_path):
+def test_a_large_set_stays_on_the_disk_and_is_the_same(tmp_path):
     write_some(tmp_path / "all", 200)
-    kept, mapped = load(tmp_path / "all"), load(tmp_path / "all", limit=0)
+    kept, stored = load(tmp_path / "all"), load(tmp_path / "all", limit=0)
     for split in SPLITS:
-        one, other = getattr(kept, split), getattr(mapped, split)
+        one, other = getattr(kept, split), getattr(stored, split)
         assert isinstance(one, torch.Tensor) and not isinstance(other, torch.Tensor)
         assert one.shape == other.shape and len(one) == len(other)
         places = torch.randperm(len(one))
         assert torch.equal(one[places], other[places])
         assert torch.equal(one, torch.cat(list(other.to("cpu").split(7))))
         assert torch.equal(one[2:5], other[2:5][torch.arange(3)])
+        assert torch.equal(one[3:][1:4], other[3:][1:4][torch.arange(3)]) and len(other[:0]) == 0
+
+
+def test_a_stored_file_that_is_cut_while_it_is_read_is_told(tmp_path):
+    write_some(tmp_path / "all")
+    images = load(tmp_path / "all", limit=0).train
+    [path] = (tmp_path / "cache").glob("*.images")
+    os.truncate(path, 3 * 8 * 8 * 2)
+    with pytest.raises(OSError, match=r"\.images is shorter than it was"):
+        images[torch.tensor([0, 2])]
 
 
 def test_a_stored_file_that_was_harmed_is_made_anew(tmp_path):

@@ -38,7 +38,7 @@ def check_data(settings: dict, device: torch.device, output: Path, terminal: Ter
     passes = settings["train"]["acc_grad"]
     weights, activations = needed(settings, -(-data["batch_size"] // passes))
     pixels = sum(len(getattr(splits, s)) for s in SPLITS) * math.prod(splits.image_shape)
-    mapped = not isinstance(splits.train, Tensor)
+    on_disk = not isinstance(splits.train, Tensor)
     record = {
         "name": name,
         "config": settings["dataset"],
@@ -48,8 +48,8 @@ def check_data(settings: dict, device: torch.device, output: Path, terminal: Ter
         "splits": contents(splits),
         "classes": balance(splits),
         "memory": {
-            "images": 0 if mapped else pixels,
-            "mapped": pixels if mapped else 0,
+            "images": 0 if on_disk else pixels,
+            "on_disk": pixels if on_disk else 0,
             "weights": round(weights),
             "activations": round(activations),
             "there": total(device),
@@ -179,5 +179,5 @@ def show(record: dict, settings: dict, device: torch.device, terminal: Terminal)
         f"{memory['there'] / 1e9:.1f}, beside PyTorch itself: weights, gradients and moments "
         f"{needs[0] / 1e9:.2f}, a pass over {batch} images {needs[1] / 1e9:.2f}, the images "
         f"{needs[2] / 1e9:.2f}"
-        + (f" ({memory['mapped'] / 1e9:.2f} stay in their file)." if memory["mapped"] else ".")
+        + (f" ({memory['on_disk'] / 1e9:.2f} stay in their file)." if memory["on_disk"] else ".")
     )
