@@ -53,7 +53,8 @@ def hold_out(images: Tensor, count: int) -> tuple[Tensor, Tensor]:
             "dataset.root holds the whole data set."
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    return images[order[count:].sort().values], images[order[:count].sort().values]
+    rest, held = (part.sort().values for part in (order[count:], order[:count]))
+    return images.index_select(0, rest), images.index_select(0, held)  # faster than by [ ]
 
 
 def held_out(

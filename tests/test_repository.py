@@ -91,6 +91,7 @@ def test_conda_requirements_are_the_same():
     assert python == project["requires-python"]
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures(tmp_path):
     """Every part but memory, which takes a process for each experiment."""
     parts = ["--only", "step", "inference", "start", "gpu", "--root", str(tmp_path)]

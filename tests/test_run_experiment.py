@@ -66,6 +66,7 @@ def test_the_terminal_shows_epochs_a_table_and_the_folder_and_nothing_else(train
     assert lines[-1] == f"Recorded for W&B offline; task=sync run={run} uploads it."
 
 
+@pytest.mark.slow
 def test_without_its_account_wandb_records_offline_and_says_so(tmp_path):
     arguments = [*PLAIN, "train.max_epochs=1", *QUIET[1:], "wandb.setup.mode=online"]
     output = call(tmp_path, *arguments).stdout
@@ -86,9 +87,8 @@ def test_a_finished_run_is_shown_and_force_keeps_the_old_one(trained, tmp_path):
     assert (run / "results.json").exists()
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_same_command_continues_a_run_that_was_stopped(trained, tmp_path, number):
     arguments = ["experiment=digits_dct_ladder", *SMALL, *QUIET, "train.checkpoint_every=0"]
     process = subprocess.Popen(

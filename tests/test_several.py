@@ -6,7 +6,7 @@ import torch
 from tests.commands import environment, forks
 from tests.conftest import ROOT
 
-DIVIDED = pytest.param(2, 2, marks=pytest.mark.slow)
+MORE = [pytest.param(3, 1, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow)]
 SCRIPT = str(ROOT / "tests" / "several.py")
 
 
@@ -33,7 +33,7 @@ def alone(tmp_path_factory):
     return train(tmp_path_factory.mktemp("alone"), 1)
 
 
-@pytest.mark.parametrize(("world", "passes"), [(2, 1), (3, 1), DIVIDED])
+@pytest.mark.parametrize(("world", "passes"), [(2, 1), *MORE])
 def test_the_same_weights_and_figures_as_one(tmp_path, alone, world, passes):
     """Dropout, sampling noise and flips belong to an image and a step, not to a process."""
     several = train(tmp_path, world, passes)
