@@ -21,6 +21,10 @@ LONGEST = (
     "test_several",
     "test_wandb_client",
     "test_wandb_history",
+    "test_launchers",
+    "test_own_images",
+    "test_torch_dataset",
+    "test_resume",
 )  # they start processes
 TINY_UNET = "model.decoder.z_L_prior.model"
 

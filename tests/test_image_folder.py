@@ -199,6 +199,7 @@ def test_what_cannot_be_used_is_passed_over_and_counted(tmp_path):
     assert load(root).notes == splits.notes  # told at every start
 
 
+@pytest.mark.filterwarnings("ignore:::PIL")
 def test_files_that_were_harmed_anywhere_end_nothing(tmp_path):
     """Each is decoded, or refused in a few words."""
     rng, refused = random.Random(0), 0
