@@ -74,6 +74,7 @@ def test_without_its_account_wandb_records_offline_and_says_so(tmp_path):
     assert list(only_run(tmp_path).glob("wandb/offline-run-*/*.wandb"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_shown_and_force_keeps_the_old_one(trained, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(trained[0], folder)
@@ -148,7 +149,8 @@ def test_two_processes_share_one_run(tmp_path):
     assert json.loads((only_run(tmp_path) / "results.json").read_text())["bound"]["images"] == FEW
 
 
-@pytest.mark.parametrize("policy", ["stop", pytest.param("continue", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["stop", "continue"])
 def test_checkpoints_that_do_not_fit_are_told_at_once(tmp_path, policy):
     """As by a quota: no file may be over 100 kB."""
     arguments = [*PLAIN, *QUIET, f"train.on_save_error={policy}"]

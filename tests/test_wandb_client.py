@@ -139,6 +139,7 @@ def test_an_artifact_is_fetched_once(server, logged, tmp_path):
     assert len(downloads()) == before > 0
 
 
+@pytest.mark.slow
 def test_a_run_of_the_published_code_has_a_file_and_no_artifact(server, tmp_path):
     script = (
         "import wandb, torch, sys; run = wandb.init(project='paper', id='abc123', mode='online');"
@@ -151,6 +152,7 @@ def test_a_run_of_the_published_code_has_a_file_and_no_artifact(server, tmp_path
     assert torch.load(path, weights_only=True) == {"model_state_dict": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["cut", "corrupt"])
 def test_a_download_that_is_not_whole_is_refused_and_leaves_nothing(
     server, logged, tmp_path, fault
@@ -180,6 +182,7 @@ def test_what_is_not_there_is_said_in_a_sentence(server, logged, tmp_path):
     assert "\n" not in said
 
 
+@pytest.mark.slow
 def test_where_wandb_cannot_be_asked_the_copy_fetched_last_stands_in(server, logged, tmp_path):
     _, name = logged
     kept = fetched(server, tmp_path, name)

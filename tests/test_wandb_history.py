@@ -85,6 +85,7 @@ def test_one_history_without_gaps_or_doubles(server, tmp_path, pieces):
     check(server, tmp_path, pieces)
 
 
+@pytest.mark.slow
 def test_killed_pieces_make_one_history(server, tmp_path):
     check(server, tmp_path, [("online", 2, AT_ONCE), ("offline", 4, LATER)], uploads=1)
 
