@@ -372,6 +372,7 @@ def sentence(error: Exception) -> str:
 def main() -> int:
     """Compose, run, and give an exit status."""
     config.take_secrets(sys.argv)
+    config.quote_texts(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors of its own making and exits
     try:
         job()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from model.noise import Noise
@@ -190,6 +191,16 @@ def test_secrets_are_not_written_down():
     settings = compose("digits_ladder", "wandb.api_key=planted-key")
     assert "planted-key" not in str(config.without_secrets(settings))
     assert settings["wandb"]["api_key"] == "planted-key"
+
+
+def test_a_text_that_looks_like_a_number_stays_one():
+    texts = ["train.resume_id=12e45678", "runs_dir=2026", "+dataset.root=1_2", "wandb.notes=nan"]
+    others = ["train.seed=3", "train.lr=1e-3", "train.resume_id=null", "checkpoint='7'", "my.key=1"]
+    arguments = [*texts, *others]
+    config.quote_texts(arguments)
+    assert arguments[len(texts) :] == others
+    parsed = OverridesParser.create().parse_overrides(arguments[: len(texts)])
+    assert [override.value() for override in parsed] == ["12e45678", "2026", "1_2", "nan"]
 
 
 def test_overrides_on_a_trained_models_settings():

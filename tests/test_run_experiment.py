@@ -119,7 +119,8 @@ def test_a_run_is_continued_by_its_wandb_id_with_its_own_settings(trained, tmp_p
     shutil.copytree(trained[0], folder)
     run = only_run(folder)
     (run / "results.json").unlink()
-    wandb_id = json.loads((run / "run.json").read_text())["wandb_id"]
+    wandb_id = "12e45678"  # an id that could be read as a number, and an infinite one
+    (run / "run.json").write_text(json.dumps({"wandb_id": wandb_id}))
     call(folder, f"train.resume_id={wandb_id}", *QUIET)
     assert only_run(folder) == run and (run / "results.json").exists()
     found = call(folder, "train.resume_id=nobody", status=1)

@@ -245,6 +245,18 @@ def take_secrets(arguments: list[str]) -> None:
             arguments.remove(argument)
 
 
+def quote_texts(arguments: list[str]) -> None:
+    """Quote, in place, a number where a text is meant: a run's id may be 45143230 or 12e45678."""
+    for index, argument in enumerate(arguments):
+        key, _, value = argument.partition("=")
+        try:
+            number, rule = float(value), RULES[key.lstrip("+")]
+        except (ValueError, KeyError):
+            continue
+        if rule.accepts(value) and not rule.accepts(number):
+            arguments[index] = f"{key}='{value}'"
+
+
 def without_secrets(settings: dict) -> dict:
     """The settings as they may be written down."""
     return {**settings, "wandb": {**settings["wandb"], "api_key": None}}
