@@ -10,7 +10,6 @@ the same from the file, not from memory, in turns. Memory: the most that was hel
 """
 
 import argparse
-import resource
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import peak_memory
 from datasets.loaders import TrainBatches
 from datasets.splits import ImageSplits
 from utils import build, config
@@ -59,11 +59,6 @@ def rate(settings: dict, splits: ImageSplits) -> float:
     return timed * batches.batch_size / (time.perf_counter() - began)
 
 
-def held() -> float:
-    """The most memory of this process until now, GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
 def generate(path: Path, count: int) -> None:
     """An .npy file of so many random colour images of 32×32, without holding them."""
     with open(path, "wb") as file:
@@ -94,18 +89,20 @@ def main() -> None:
         stored = "cache" in settings["dataset"]
         if stored:
             settings["dataset"]["cache"] = str(Path(folder, "cache"))
-        rows, before, sources = [], held(), {}
+        rows, before, sources = [], peak_memory(), {}
         first, splits = loaded(settings, 0)
         rows.append(
-            ("first start", f"{first:.1f} s", f"{held():.2f} GB, {before:.2f} of it before")
+            ("first start", f"{first:.1f} s", f"{peak_memory():.2f} GB, {before:.2f} of it before")
         )
         if stored:
             again, sources["loader, on disk"] = loaded(settings, 0)
             rate(settings, sources["loader, on disk"])
-            rows.append(("again, on disk, an epoch of it", f"{again:.1f} s", f"{held():.2f} GB"))
+            rows.append(
+                ("again, on disk, an epoch of it", f"{again:.1f} s", f"{peak_memory():.2f} GB")
+            )
         again, splits = loaded(settings, 1e6)
         sources["loader"] = splits
-        rows.append(("again", f"{again:.1f} s", f"{held():.2f} GB"))
+        rows.append(("again", f"{again:.1f} s", f"{peak_memory():.2f} GB"))
         rates = [[rate(settings, source) for source in sources.values()] for _ in range(TURNS)]
         for name, found in zip(sources, zip(*rates, strict=True), strict=True):
             rows.append((name, f"{statistics.median(found):,.0f} images/s", ""))

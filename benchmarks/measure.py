@@ -1,9 +1,11 @@
 """What the measures share: a row of the table, clocks, this machine's own rates, a model to try."""
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -93,6 +95,12 @@ def seconds(action: Callable[[], object], device: torch.device, repeats: int) ->
         wait(device)
         took.append(time.perf_counter() - began)
     return statistics.median(took[1:])
+
+
+def peak_memory() -> float:
+    """GB that this process held at its highest; getrusage would tell its parent's where greater."""
+    status = Path("/proc/self/status").read_text()
+    return 1024e-9 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype = torch.float32) -> float:

@@ -1,4 +1,4 @@
-"""Peak memory of two training steps, for every experiment: resident, and allocated on a GPU.
+"""Training steps of every experiment: their peak memory, resident and on a GPU, and their rate.
 
 Each experiment runs in a process of its own. Where its batch would not fit `LARGEST`, as estimated
 without taking any, it is halved until it does; the row says so.
@@ -6,15 +6,15 @@ without taking any, it is halved until it does; the row says so.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Row, Subject
+from benchmarks.measure import Row, Subject, peak_memory, wait
 from benchmarks.step import make_trainer
 from utils import config
 from utils.config import CONFIGS
@@ -34,13 +34,21 @@ def fitting(settings: dict, device: torch.device) -> int:
     return images
 
 
-def peak(overrides: list[str], device: torch.device) -> dict[str, int]:
-    """Bytes at the highest of this process: resident, and allocated on the GPU."""
+def measured(overrides: list[str], device: torch.device) -> dict[str, float]:
+    """Bytes at the highest of this process, resident and on the GPU; images/s after two steps."""
+    subject = Subject.made(overrides, device, 2)
     with tempfile.TemporaryDirectory() as folder:
-        make_trainer(Subject.made(overrides, device, 2), Path(folder))._train_epoch()
-    found = {"resident": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+        trainer = make_trainer(subject, Path(folder))
+        trainer._train_epoch()
+        trainer.progress.batch = 0
+        wait(device)
+        began = time.perf_counter()
+        trainer._train_epoch()
+        wait(device)
+    found = {"images/s": len(subject.images) / (time.perf_counter() - began)}
+    found["GB resident"] = peak_memory()
     if device.type == "cuda":
-        found["allocated"] = torch.cuda.max_memory_allocated(device)
+        found["GB allocated"] = torch.cuda.max_memory_allocated(device) / 1e9
     return found
 
 
@@ -56,7 +64,7 @@ def row(experiment: str, device: torch.device, *extra: str) -> Row:
         last = told.stderr.strip().splitlines()[-1:] or [f"ended by status {told.returncode}"]
         return Row(f"memory, {experiment}", "not measured", "", last[0])
     found = json.loads(told.stdout)
-    value = ", ".join(f"{size / 1e9:.2f} GB {kind}" for kind, size in found.items())
+    value = ", ".join(f"{amount:.2f} {unit}" for unit, amount in found.items())
     note = f"{images} of a batch of {batch} images" if images < batch else f"batch {batch}"
     return Row(f"memory, {experiment}", value, "", ", ".join([note, *extra]))
 
@@ -76,4 +84,4 @@ if __name__ == "__main__":  # one experiment, in this process
     parser.add_argument("--device", default="cpu")
     parser.add_argument("overrides", nargs="+")
     arguments = parser.parse_args()
-    print(json.dumps(peak(arguments.overrides, torch.device(arguments.device))))
+    print(json.dumps(measured(arguments.overrides, torch.device(arguments.device))))

@@ -115,10 +115,26 @@ def test_the_benchmark_of_the_start_takes_one_step():
 
 def test_the_benchmark_of_memory_measures(monkeypatch):
     overrides, cpu = ["experiment=digits_ladder", *shrunk("digits_ladder")], torch.device("cpu")
-    assert 1e8 < memory.peak(overrides, cpu)["resident"] < 1e11
+    found = memory.measured(overrides, cpu)
+    assert 0.1 < found["GB resident"] < 100 and found["images/s"] > 0
     assert memory.fitting(compose("digits_ladder"), cpu) == 100
     monkeypatch.setitem(memory.LARGEST, "cpu", 3e7)
     assert 1 <= memory.fitting(compose("digits_ladder"), cpu) < 100
+
+
+def test_a_process_is_not_charged_with_its_parents_memory():
+    program = (
+        "import subprocess, sys\n"
+        "from benchmarks.measure import peak_memory\n"
+        "held = b'1' * int(float(sys.argv[1]) * 1e9)\n"
+        "print(peak_memory())\n"
+        "again = [sys.executable, '-c', sys.argv[2], '0', '']\n"
+        "if held: subprocess.run(again, check=True)\n"
+    )
+    command = [sys.executable, "-c", program, "1", program]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    parent, child = map(float, found.split())
+    assert parent > 1 + child - 0.1
 
 
 def test_the_benchmark_of_saving_measures(tmp_path, monkeypatch):
