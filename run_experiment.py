@@ -29,7 +29,7 @@ from utils import build, checkpoint, config, distributed, quality, results, wand
 from utils.distributed import Processes
 from utils.files import write_scores
 from utils.lifeline import ASKED
-from utils.memory import check_memory
+from utils.memory import check_memory, keep_freed
 from utils.rules import check
 from utils.runs import RunFolder, locked, log_to, matching, recorded_run, recorded_settings
 from utils.saving import Saver
@@ -373,6 +373,7 @@ def main() -> int:
     """Compose, run, and give an exit status."""
     config.take_secrets(sys.argv)
     config.quote_texts(sys.argv)
+    keep_freed()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors of its own making and exits
     try:
         job()

@@ -15,6 +15,7 @@ from torch import Tensor
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
 from utils import build, config
+from utils.memory import keep_freed
 from utils.validation import validate
 
 NO_GPU = "not measured: no GPU"
@@ -43,7 +44,8 @@ class Subject:
 
     @classmethod
     def made(cls, overrides: Sequence[str], device: torch.device, batches: int) -> "Subject":
-        """Of an experiment and so many training batches."""
+        """Of an experiment and so many training batches, in a process set up as for training."""
+        keep_freed()
         settings = config.resolve(config.compose(list(overrides)))
         validate(settings)
         dataset = settings["dataset"]

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import platform
 import re
 import shlex
 import subprocess
@@ -135,6 +136,27 @@ def test_a_process_is_not_charged_with_its_parents_memory():
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     parent, child = map(float, found.split())
     assert parent > 1 + child - 0.1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_memory_that_was_freed_is_used_again():
+    program = (
+        "import resource, sys, torch\n"
+        "from utils.memory import keep_freed\n"
+        "if sys.argv[1] == 'kept': keep_freed()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for turn in range(8):\n"
+        "    before = before if turn > 3 else faults()\n"
+        "    torch.ones(25_000_000)\n"
+        "print(faults() - before)\n"
+    )
+
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", program, how]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return int(found.stdout)
+
+    assert faults("kept") < 0.1 * faults("given back")
 
 
 def test_the_benchmark_of_saving_measures(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
-"""How much memory training takes, known before any is taken."""
+"""How much memory training takes, known before any is taken; and keeping it between steps."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +17,19 @@ FLOAT, COPIES = 4, 4  # bytes; of each weight: itself, its gradient, two moments
 FEWEST = 4  # maps of a scale's channels that training keeps per latent: fewer than it does …
 MAPS = 50  # … and so many times as much is more than it does
 CGROUP = Path("/sys/fs/cgroup/memory.max")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def keep_freed() -> None:
+    """Let this process keep what it frees, up to its highest, where the C library is glibc.
+
+    Else each step hands its maps back to the system and is given zeroed pages again: some 45,000
+    faults and 15 % of a step of mnist_dct_ladder on two cores.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
 def check_memory(settings: dict, device: torch.device, processes: int) -> None:
