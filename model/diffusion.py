@@ -4,6 +4,7 @@
 
 Ho et al. 2020, with the discretised Gaussian at the last step; section 3 of arXiv 2302.09976.
 Terms are per element, (B, C, d, d) in nats, so that elements that carry nothing can be left out.
+A step t is (B,), or (1,) where all images are at the same one: the net then embeds it once.
 """
 
 import math
@@ -108,7 +109,7 @@ class DiffusionPrior(nn.Module):
         return DiffusionDensity(self, active, noise), None
 
     def noised(self, u: Tensor, t: Tensor) -> Gaussian:
-        """q(u_t | u), t (B,)."""
+        """q(u_t | u)."""
         mean = self._at(self.alphas_cumprod, t, u).sqrt() * u
         return Gaussian(mean, self._at(self.one_minus_alphas_cumprod, t, u).log().expand_as(u))
 
@@ -151,9 +152,8 @@ class DiffusionPrior(nn.Module):
 
     def terminal_kl(self, u: Tensor, active: Tensor) -> Tensor:
         """KL(q(u_{T−1} | u) ‖ N(0, I)), per element."""
-        last = torch.full((len(u),), self.steps - 1, device=u.device)
         zero = torch.zeros_like(u)
-        return self.noised(u, last).kl(Gaussian(zero, zero)) * active
+        return self.noised(u, self._common(self.steps - 1)).kl(Gaussian(zero, zero)) * active
 
     def bound(self, u: Tensor, active: Tensor, noise: Noise, published: bool = False) -> Tensor:
         """A lower bound on log p(u), per element: all T terms, less the terminal KL.
@@ -162,8 +162,8 @@ class DiffusionPrior(nn.Module):
         """
         total = torch.zeros_like(u) if published else -self.terminal_kl(u, active)
         for step in range(self.steps):
-            t = torch.full((len(u),), step, device=u.device)
-            total = total + self.term(u, t, noise.normal_like(u), active, noise, published)
+            t, eps = self._common(step), noise.normal_like(u)
+            total = total + self.term(u, t, eps, active, noise, published)
         return total
 
     def training_bound(self, u: Tensor, active: Tensor, noise: Noise) -> Tensor:
@@ -183,7 +183,7 @@ class DiffusionPrior(nn.Module):
         Each path's weight is unbiased for p(u): the log of their mean bounds log p(u) from below.
         """
         draws, u = noise.samples(0, num_paths), u.repeat(num_paths, 1, 1, 1)
-        t = torch.full((len(u),), self.steps - 1, device=u.device)
+        t = self._common(self.steps - 1)
         q, zero = self.noised(u, t), torch.zeros_like(u)
         u_t = q.sample(draws)
         weight = Gaussian(zero, zero).log_prob(u_t) - q.log_prob(u_t)
@@ -210,8 +210,7 @@ class DiffusionPrior(nn.Module):
         u = math.sqrt(temperature) * start
         yield u
         for step in range(self.steps - 1, -1, -1):
-            t = torch.full((n,), step, device=u.device)
-            p = self.reverse(u, t, active, noise)
+            p = self.reverse(u, self._common(step), active, noise)
             u = p.mean if step == 0 else p.sample(noise, temperature)
             yield u
 
@@ -241,6 +240,10 @@ class DiffusionPrior(nn.Module):
             keep = LOSS_MEMORY ** (drawn > 0)
             self.step_loss.mul_(keep).add_((1.0 - keep) * loss / drawn.clamp(min=1.0))
             self.seen.zero_()
+
+    def _common(self, step: int) -> Tensor:
+        """The t (1,) of a step that all images are at."""
+        return torch.full((1,), step, device=self.beta.device)
 
     def _at(self, values: Tensor, t: Tensor, like: Tensor) -> Tensor:
         return values[t].to(like.dtype).view(-1, 1, 1, 1)

@@ -63,7 +63,10 @@ class UNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), out)
 
     def forward(self, u: Tensor, t: Tensor, noise: Noise) -> Tensor:
-        """u (B, C, d, d), t (B,) in 0 … T−1 -> (B, out_channels, d, d); noise drives dropout."""
+        """u (B, C, d, d), t (B,) or (1,) in 0 … T−1 -> (B, out_channels, d, d).
+
+        noise drives dropout.
+        """
         embedding = F.silu(self.time_embed(timestep_embedding(t, self.model_channels, u.dtype)))
         h = self.stem(u)
         skips = [h]
@@ -96,7 +99,7 @@ class TimeBlock(nn.Module):
             self.skip = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
-        """x (B, in, d, d), embedding (B, M) after SiLU -> (B, out, d, d)."""
+        """x (B, in, d, d), embedding (B, M) or (1, M) after SiLU -> (B, out, d, d)."""
         h = self.conv_in(F.silu(self.norm_in(x)))
         scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(self.norm_out(h) * (1.0 + scale) + shift)

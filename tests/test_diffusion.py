@@ -191,6 +191,18 @@ def test_perfect_noise_prediction_has_no_kl():
         torch.testing.assert_close(term, torch.zeros_like(term), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("parametrization", ["x", "x_var", "eps"])
+def test_a_step_common_to_all_images_is_the_step_of_each(parametrization):
+    prior = tiny_prior(T=3, size=2, parametrization=parametrization)
+    u = level_value(torch.randint(0, 4, (5, 1, 2, 2)), 2).double()
+    eps, active, noise = torch.randn_like(u), torch.ones(1, 2, 2), Noise.fresh(5)
+    for step in range(3):
+        common, each = (
+            prior.term(u, torch.full((count,), step), eps, active, noise) for count in (1, 5)
+        )
+        torch.testing.assert_close(common, each)
+
+
 def test_inactive_elements_cost_nothing_and_say_nothing():
     prior = tiny_prior(size=3, T=3)
     active = torch.ones(1, 3, 3, dtype=torch.float64)
