@@ -111,7 +111,10 @@ def _validate_model(model: dict, dataset: dict) -> None:
                 f"model.ctx_size={top} is over the image's {size} pixels: use {size} or less."
             )
     elif "ctx_type" in model["decoder"]:
-        raise ConfigError("model/decoder=context needs a context: use model=context_ladder.")
+        raise ConfigError(
+            "model/decoder=context needs model.ctx_size, the context's side: use "
+            "model=context_ladder, which has it."
+        )
     if "ctx_size" in model and "ctx_type" not in model["decoder"]:
         raise ConfigError("model=context_ladder needs model/decoder=context.")
     prior = model["decoder"].get("z_L_prior", {})
