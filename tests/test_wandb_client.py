@@ -54,9 +54,10 @@ def logged(server, tmp_path_factory):
     """(folder, W&B name) of one small run that was logged online."""
     folder = tmp_path_factory.mktemp("logged")
     tags = ["wandb.tags=[small,plain]", "wandb.notes=a test", "wandb.tensorboard=true"]
+    others = set(server.runs)
     found = run(server, folder, COMMAND, *ONLINE, *tags)
     assert found.returncode == 0 and found.stderr == "", found.stdout + found.stderr
-    (identity,) = server.runs
+    (identity,) = set(server.runs) - others
     return folder, f"{ENTITY}/dct_ladder_vae/{identity}"
 
 
