@@ -91,7 +91,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
     if initial is not None:
         locate = partial(checkpoint.locate, initial, settings["runs_dir"])
         checkpoint.initialise(model, distributed.main_first(processes, locate))  # fetched once
-    model = model.to(device, memory_format=torch.channels_last)
+    model.place(device)
     optimizer, scheduler = build.build_optimizer(settings, model)
     batches = train_batches(settings, splits, device, processes)
     validation, held_out = (

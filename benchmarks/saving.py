@@ -37,7 +37,7 @@ def products(a: torch.Tensor, until: float) -> float:
 def cost(experiment: str, device: str, folder: Path) -> tuple[int, float, float, float]:
     """(bytes, seconds of the copy, seconds of the writing, rate of products while it is written)"""
     settings = config.resolve(config.compose([f"experiment={experiment}"]))
-    model = build.build_model(settings).to(device, memory_format=torch.channels_last)
+    model = build.build_model(settings).place(device)
     optimizer, _ = build.build_optimizer(settings, model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

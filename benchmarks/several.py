@@ -46,7 +46,7 @@ def main() -> None:
     dataset, seed = settings["dataset"], settings["train"]["seed"]
     device = distributed.pick_device("auto", processes)
     torch.manual_seed(seed)
-    model = build.build_model(settings).to(device, memory_format=torch.channels_last)
+    model = build.build_model(settings).place(device)
     batch = dataset["data_module"]["batch_size"]
     shape = (2 * STEPS * batch, dataset["channels"], *2 * [dataset["image_size"]])
     images = torch.randint(0, dataset["levels"], shape).byte().to(device)

@@ -121,7 +121,7 @@ class DiffusionPrior(nn.Module):
 
     def reverse(self, u_t: Tensor, t: Tensor, active: Tensor, noise: Noise) -> Gaussian:
         """p(u_{t−1} | u_t); at t = 0 the Gaussian behind p(u | u_0). Inactive inputs are zeroed."""
-        out = at_least_float32(self.net(u_t * active, t, noise))
+        out = at_least_float32(self.net((u_t * active).contiguous(), t, noise))
         if self.parametrization == "x":
             return Gaussian(*out.chunk(2, dim=1))
         if self.parametrization == "eps":

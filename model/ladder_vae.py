@@ -134,6 +134,18 @@ class LadderVAE(nn.Module):
             if isinstance(module, Unit):
                 module.recompute = on
 
+    def place(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "LadderVAE":
+        """Move it to a device, its convolutions channels last.
+
+        But on a CPU the diffusion's, whose few positions take a fifth less time channel by channel.
+        """
+        self.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        if self.device.type == "cpu":
+            for module in self.modules():
+                if isinstance(module, DiffusionPrior):
+                    module.to(memory_format=torch.contiguous_format)
+        return self
+
     def fit_context(self, images: Tensor, max_value: int) -> None:
         """Fit what the context takes from the training images (N, C, H, W) uint8."""
         if self.decoder.num_top:

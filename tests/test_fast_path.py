@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from datasets.loaders import TrainBatches
-from model.layers import Unit
+from model.layers import ResidualBlock, Unit
 from model.noise import Noise
 from model.objective import LossModule
+from model.unet import TimeBlock
 from tests.conftest import compose, randomised, shrunk
 from tests.test_trainer import make_trainer
 from utils import build, memory
@@ -38,7 +39,8 @@ def losses(settings: dict, dtype: torch.dtype, fast: bool, recompute: bool = Fal
     model.fit_context(data, settings["dataset"]["levels"] - 1)
     model.recompute(recompute)
     layout = torch.channels_last if fast else torch.contiguous_format
-    model = model.to(dtype=dtype, memory_format=layout).train()
+    model = model.place("cpu", dtype) if fast else model.to(dtype)
+    model.train()
     (passes,) = TrainBatches(data, settings["dataset"]["levels"] - 1, 4, 0).epoch(0)
     (batch,) = passes
     x = batch.x.to(dtype).contiguous(memory_format=layout)
@@ -62,6 +64,23 @@ def test_training_computes_what_plain_float64_does(experiment):
     for name, gradient in plain_gradients.items():
         error = (fast_gradients[name].double() - gradient).norm()
         assert error <= 1e-4 * gradient.norm() + 1e-6 * whole, name
+
+
+@pytest.mark.parametrize("experiment", ["cifar_dct_ladder", "mnist_dct_ladder"])
+def test_maps_lie_as_their_convolutions_are_fast(experiment):
+    """On a CPU: the ladder's channels last, the diffusion's channel by channel."""
+    settings, layouts = compose(experiment, *shrunk(experiment)), {ResidualBlock: [], TimeBlock: []}
+    model = build.build_model(settings).place("cpu")
+    for module in model.modules():
+        if type(module) in layouts:
+            module.register_forward_hook(
+                lambda module, inputs, h: layouts[type(module)].append(
+                    h.is_contiguous(memory_format=torch.channels_last) - h.is_contiguous()
+                )
+            )
+    (passes,) = TrainBatches(images(settings, 4), settings["dataset"]["levels"] - 1, 4, 0).epoch(0)
+    model(passes[0].x)
+    assert set(layouts[ResidualBlock]) - {0} == {1} and set(layouts[TimeBlock]) - {0} == {-1}
 
 
 @pytest.mark.parametrize("experiment", ["cifar_dct_ladder", "mnist_ladder"])
@@ -94,7 +113,7 @@ def curve(settings: dict, dtype: torch.dtype = torch.float32) -> list[float]:
     """The loss of the first steps (bits/dim), as the command trains."""
     torch.manual_seed(settings["train"]["seed"])
     splits = build.load_images(settings)
-    model = build.build_model(settings).to(dtype, memory_format=torch.channels_last).train()
+    model = build.build_model(settings).place("cpu", dtype).train()
     model.fit_context(splits.train, splits.max_value)
     optimizer, _ = build.build_optimizer(settings, model)
     module, found = LossModule(model, build.build_objective(settings)), []

@@ -221,8 +221,7 @@ def load_model(
     validate(settings)
     model = build_model(settings)
     _load(model, content, f"checkpoint={path}", "leave out the overrides of model.…")
-    model = model.to(device).to(memory_format=torch.channels_last)
-    return model.eval(), OmegaConf.create(settings)
+    return model.place(device).eval(), OmegaConf.create(settings)
 
 
 def settings_in(path: Path, setting: str) -> dict:
