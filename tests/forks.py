@@ -149,6 +149,9 @@ FAULTS = {f.__name__: f for f in (kill, ask, fail, spoil, drift, go_past, fill_d
 
 def main() -> None:
     """Import, then one case a line."""
+    import matplotlib.backends.backend_agg  # noqa: F401
+    import torch._dynamo  # noqa: F401  by the first optimiser
+
     import run_experiment  # noqa: F401  what the command imports
     import utils.report  # noqa: F401
     from datasets import digits
