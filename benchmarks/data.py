@@ -23,6 +23,7 @@ from benchmarks.measure import peak_memory
 from datasets.loaders import TrainBatches
 from datasets.splits import ImageSplits
 from utils import build, config
+from utils.memory import keep_freed
 
 MOST, WARM = 2_000, 10  # batches
 TURNS = 7  # of each loader, of which the median counts
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--generated", type=int, help="so many random images of 32×32")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
+    keep_freed()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [*arguments.overrides]
         if arguments.generated:
