@@ -25,7 +25,9 @@ LONGEST = (
     "test_own_images",
     "test_torch_dataset",
     "test_resume",
-)  # they start processes
+    "test_trainer",
+    "test_repository",
+)
 TINY_UNET = "model.decoder.z_L_prior.model"
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; their processes too
