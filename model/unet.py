@@ -122,6 +122,7 @@ class SelfAttention(nn.Module):
         """(B, C, d, d) -> (B, C, d, d)."""
         qkv = self.qkv(self.norm(x).flatten(2))  # (B, 3C, d²)
         heads = qkv.unflatten(1, (self.num_heads, -1)).transpose(2, 3)  # (B, heads, d², 3ch)
+        heads = heads.contiguous()  # else its fused kernels don't take them
         attended = F.scaled_dot_product_attention(*heads.chunk(3, dim=3))  # (B, heads, d², ch)
         return x + self.out(attended.transpose(2, 3).flatten(1, 2)).view_as(x)
 
