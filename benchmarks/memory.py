@@ -35,7 +35,7 @@ def fitting(settings: dict, device: torch.device) -> int:
 
 
 def measured(overrides: list[str], device: torch.device) -> dict[str, float]:
-    """Bytes at the highest of this process, resident and on the GPU; images/s after two steps."""
+    """GB at the highest of this process, resident and on the GPU; images/s after two steps."""
     subject = Subject.made(overrides, device, 2)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(subject, Path(folder))

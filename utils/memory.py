@@ -24,7 +24,7 @@ def keep_freed() -> None:
     """Let this process keep what it frees, up to its highest, where the C library is glibc.
 
     Else each step hands its maps back to the system and is given zeroed pages again: some 45,000
-    faults and 15 % of a step of mnist_dct_ladder on two cores.
+    faults and a tenth of a step of mnist_dct_ladder on two cores.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
