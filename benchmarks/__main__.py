@@ -2,7 +2,7 @@
 
     python -m benchmarks
     python -m benchmarks --root /path/to/data          # where MNIST is, for the start
-    python -m benchmarks --only step inference experiment=digits_ladder
+    python -m benchmarks experiment=digits_ladder --only step inference
     python -m benchmarks --device cuda
 
 Shares are of this machine's matrix product, measured in the same run. `python -m benchmarks.saving`

@@ -4,7 +4,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -75,10 +75,6 @@ class Subject:
     def held_out(self, count: int) -> EvaluationBatches:
         """The first images, to evaluate."""
         return EvaluationBatches(self.images[:count], self.top, count)
-
-    def changed(self, **train: object) -> "Subject":
-        """The same with other settings under train."""
-        return replace(self, settings={**self.settings, "train": self.settings["train"] | train})
 
 
 def wait(device: torch.device) -> None:

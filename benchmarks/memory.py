@@ -9,15 +9,13 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Row, Subject, peak_memory, wait
-from benchmarks.step import make_trainer
+from benchmarks.measure import Row, Subject, peak_memory, seconds
+from benchmarks.step import make_trainer, train_epoch
 from utils import config
-from utils.config import CONFIGS
 from utils.memory import needed, total
 
 WIDE = ("cifar", "svhn")
@@ -39,13 +37,8 @@ def measured(overrides: list[str], device: torch.device) -> dict[str, float]:
     subject = Subject.made(overrides, device, 2)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(subject, Path(folder))
-        trainer._train_epoch()
-        trainer.progress.batch = 0
-        wait(device)
-        began = time.perf_counter()
-        trainer._train_epoch()
-        wait(device)
-    found = {"images/s": len(subject.images) / (time.perf_counter() - began)}
+        took = seconds(lambda: train_epoch(trainer), device, 1)
+    found = {"images/s": len(subject.images) / took}
     found["GB resident"] = peak_memory()
     if device.type == "cuda":
         found["GB allocated"] = torch.cuda.max_memory_allocated(device) / 1e9
@@ -72,7 +65,7 @@ def row(experiment: str, device: torch.device, *extra: str) -> Row:
 def rows(device: torch.device) -> list[Row]:
     """Every experiment; the wide ones with train.checkpoint_activations too."""
     made = []
-    for name in sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")):
+    for name in config.experiments():
         made.append(row(name, device))
         if name.startswith(WIDE):
             made.append(row(name, device, "train.checkpoint_activations=true"))

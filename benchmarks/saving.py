@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from utils import build, checkpoint, config
-from utils.config import CONFIGS
 from utils.saving import Saver, snapshot
 from utils.trainer import Progress
 
@@ -78,7 +77,7 @@ def main() -> None:
     for column in ("experiment", "MB", "training waits, s", "writing, s", "while busy"):
         table.add_column(column, justify="left" if column == "experiment" else "right")
     with tempfile.TemporaryDirectory(dir=arguments.folder or ".") as folder:
-        for experiment in sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")):
+        for experiment in config.experiments():
             size, copying, writing, rate = cost(experiment, arguments.device, Path(folder))
             figures = (f"{size / 1e6:.1f}", f"{copying:.3f}", f"{writing:.2f}", f"{rate:.2f}")
             table.add_row(experiment, *figures)

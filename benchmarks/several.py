@@ -14,13 +14,10 @@ from pathlib import Path
 
 import torch
 
-from datasets.loaders import EvaluationBatches, TrainBatches
-from utils import build, config, distributed
-from utils.signals import Signals
-from utils.terminal import Terminal
-from utils.tracking import LocalSink, Tracker
+from benchmarks.measure import Subject
+from benchmarks.step import make_trainer
+from utils import distributed
 from utils.trainer import Trainer
-from utils.validation import validate
 
 STEPS = 8
 
@@ -41,43 +38,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*", default=["experiment=mnist_dct_ladder"])
     processes = distributed.start("auto")
-    settings = config.resolve(config.compose(parser.parse_args().overrides))
-    validate(settings)
-    dataset, seed = settings["dataset"], settings["train"]["seed"]
     device = distributed.pick_device("auto", processes)
-    torch.manual_seed(seed)
-    model = build.build_model(settings).place(device)
-    batch = dataset["data_module"]["batch_size"]
-    shape = (2 * STEPS * batch, dataset["channels"], *2 * [dataset["image_size"]])
-    images = torch.randint(0, dataset["levels"], shape).byte().to(device)
-    model.fit_context(images, dataset["levels"] - 1)
+    overrides = [*parser.parse_args().overrides, "train.grad_skip_thr=0"]
+    subject = Subject.made(overrides, device, 2 * STEPS)
+    name, threads = subject.settings["name"], torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            model,
-            build.build_objective(settings),
-            TrainBatches(
-                images,
-                dataset["levels"] - 1,
-                batch,
-                seed,
-                rank=processes.rank,
-                world=processes.world,
-            ),
-            EvaluationBatches(images[:8], dataset["levels"] - 1, 8),
-            *build.build_optimizer(settings, model),
-            {**settings["train"], "grad_skip_thr": 0},
-            None,
-            lambda model, epoch, step: None,
-            Tracker(Path(folder), [LocalSink(Path(folder) / "metrics.jsonl")]),
-            Terminal(shown=False),
-            Signals(0),
-        )
+        trainer = make_trainer(subject, Path(folder), processes=processes)
         talking = rate(trainer, True)
-        told = f"{settings['name']}, {processes.describe()}, {torch.get_num_threads()} thread(s) "
-        told += f"each, on {device.type}: {talking:,.4g} images/s"
+        told = f"{name}, {processes.describe()}, {threads} thread(s) each, on {device.type}: "
+        told += f"{talking:,.4g} images/s"
         if processes.world > 1:
             silent = rate(trainer, False)
-            sent = sum(p.numel() * p.element_size() for p in model.parameters())
+            sent = sum(p.numel() * p.element_size() for p in subject.model.parameters())
             told += f"; {sent / 1e6:.2f} MB of gradients a step; without talk {silent:,.4g}"
             told += f" images/s, so it is {max(0.0, 1 - talking / silent):.1%} of the step"
     if processes.is_main:

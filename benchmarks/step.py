@@ -6,18 +6,20 @@ machines and hours.
 
 import statistics
 import tempfile
-import time
 import warnings
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import NO_GPU, Row, Subject, matrix_product, wait
+from benchmarks.measure import NO_GPU, Row, Subject, matrix_product, seconds
 from datasets.loaders import TrainBatches
 from model.noise import Noise
 from utils import build
+from utils.distributed import Processes
 from utils.signals import Signals
 from utils.terminal import Terminal
 from utils.tracking import LocalSink, Tracker
@@ -29,13 +31,25 @@ ON_A_GPU = (("mnist_dct_ladder", 50_000), ("cifar_dct_ladder", 3_000))  # images
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
 
 
-def make_trainer(subject: Subject, folder: Path, draw=lambda model, epoch, step: None) -> Trainer:
+def make_trainer(
+    subject: Subject,
+    folder: Path,
+    draw: Callable[..., object] = lambda *_: None,
+    processes: Processes = Processes(),  # noqa: B008
+) -> Trainer:
     """As run_experiment.py makes it, without checkpoints; `draw` is called after every epoch."""
     settings = {"max_epochs": EPOCHS, "eval_freq": 1, "ema_rate": 0.0, "on_nonfinite": "skip"}
     return Trainer(
         subject.model,
         build.build_objective(subject.settings),
-        TrainBatches(subject.images, subject.top, subject.batch_size, seed=0),
+        TrainBatches(
+            subject.images,
+            subject.top,
+            subject.batch_size,
+            seed=0,
+            rank=processes.rank,
+            world=processes.world,
+        ),
         subject.held_out(8),
         *build.build_optimizer(subject.settings, subject.model),
         {**subject.settings["train"], **settings},
@@ -45,6 +59,12 @@ def make_trainer(subject: Subject, folder: Path, draw=lambda model, epoch, step:
         Terminal(shown=False),
         Signals(0),
     )
+
+
+def train_epoch(trainer: Trainer) -> None:
+    """All steps of the epoch that it is in, from the first."""
+    trainer.progress.batch = 0
+    trainer._train_epoch()
 
 
 def flops_per_image(subject: Subject) -> float:
@@ -79,31 +99,23 @@ def loading(subject: Subject) -> float:
     shape = (LOADED, *subject.images.shape[1:])
     images = torch.zeros(shape, dtype=torch.uint8, device=subject.device)
     batches = TrainBatches(images, subject.top, subject.batch_size, seed=0, horizontal_flip=True)
-    took = []
-    for epoch in range(3):
-        began = time.perf_counter()
-        for _ in batches.epoch(epoch):
-            pass
-        wait(subject.device)
-        took.append((time.perf_counter() - began) / len(batches))
-    return statistics.median(took)
+    took = seconds(lambda: deque(batches.epoch(0), maxlen=0), subject.device, 3)
+    return took / len(batches)
 
 
 def launches(subject: Subject) -> tuple[float, float]:
     """(kernels launched, synchronisations) per step on a GPU, readings of the metrics included."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(subject, Path(folder))
-        trainer._train_epoch()  # warms up
-        trainer.progress.batch = 0
+        train_epoch(trainer)  # warms up
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-            trainer._train_epoch()
+            train_epoch(trainer)
         launched = sum(e.count for e in found.key_averages() if e.key.startswith(LAUNCHES))
-        trainer.progress.batch = 0
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                trainer._train_epoch()
+                train_epoch(trainer)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
     waited = sum("synchroniz" in str(warning.message) for warning in told)

@@ -16,7 +16,7 @@ from utils.rules import RULES
 from utils.validation import validate
 
 CONFIGS = ROOT / "configs"
-EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+EXPERIMENTS = config.experiments()
 PARAMETERS = {  # of the published models, less those that they never use (model.md, section 9)
     "mnist_dct_ladder": 696_439 - 8_650,
     "mnist_ladder": 656_617 - 11_984,

@@ -14,10 +14,9 @@ from model.objective import LossModule
 from model.unet import TimeBlock
 from tests.conftest import compose, randomised, shrunk
 from tests.test_trainer import make_trainer
-from utils import build, memory
-from utils.config import CONFIGS
+from utils import build, config, memory
 
-EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+EXPERIMENTS = config.experiments()
 CURVE = Path(__file__).parent / "loss_curve.json"
 STEPS = 20
 

@@ -10,11 +10,10 @@ from PIL import Image
 from datasets.loaders import normalise
 from tests.commands import QUIET, call, only_run
 from tests.conftest import compose, shrunk
-from utils import check_data
+from utils import check_data, config
 from utils.build import build_model, load_images
-from utils.config import CONFIGS
 
-EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+EXPERIMENTS = config.experiments()
 GENERATOR = np.random.default_rng(0)
 BATCHES = ["dataset.data_module.batch_size=16", "dataset.data_module.test_batch_size=64"]
 FEW = ["train.max_epochs=1", "train.eval_freq=9", "model.is_k=1", "wandb.setup.mode=disabled"]

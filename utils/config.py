@@ -85,6 +85,11 @@ def unknown(key: str) -> ConfigError:
     return ConfigError(f"{key} is not a setting: {remedy}")
 
 
+def experiments() -> list[str]:
+    """The names of those in configs/experiment."""
+    return sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
 def override_settings(settings: dict, overrides: Sequence[str]) -> dict:
     """A trained model's settings with the command line's overrides laid over them.
 

@@ -282,14 +282,12 @@ class Trainer:
         """
         p, settings = self.progress, self.settings
         figures = self._gradients(passes, beta)
-        parameters = list(self.model.parameters())
-        norm = nn.utils.get_total_norm([w.grad for w in parameters if w.grad is not None])
+        norm = self._norm()
         fine = figures.isfinite().all() & norm.isfinite()
         if settings["grad_skip_thr"]:
             fine &= norm <= settings["grad_skip_thr"]
         self.taken = taken = self.taken & (distributed.total((~fine).float()) == 0)
-        if settings["grad_clip"]:
-            nn.utils.clip_grads_with_norm_(parameters, settings["grad_clip"], norm)
+        self._clip(norm)
         self.optimizer.found_inf = (~taken).float()  # 1: its kernels leave all as it was
         self.optimizer.step()
         del self.optimizer.found_inf
@@ -316,6 +314,17 @@ class Trainer:
         for passes in again:
             self._train_step(passes, beta)
 
+    def _norm(self) -> Tensor:
+        """The norm of the whole gradient."""
+        gradients = (weight.grad for weight in self.model.parameters())
+        return nn.utils.get_total_norm([g for g in gradients if g is not None])
+
+    def _clip(self, norm: Tensor) -> None:
+        """Scale the gradient down to train.grad_clip, where it is over."""
+        if self.settings["grad_clip"]:
+            parameters = list(self.model.parameters())
+            nn.utils.clip_grads_with_norm_(parameters, self.settings["grad_clip"], norm)
+
     def _update(self, bad: bool, where_from: Callable[[], str]) -> float:
         """Clip, then step; returns the gradient's norm.
 
@@ -324,8 +333,7 @@ class Trainer:
         """
         p, settings = self.progress, self.settings
         self.scaler.unscale_(self.optimizer)
-        parameters = list(self.model.parameters())
-        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        total = self._norm()
         norm = float(total)
         threshold = settings["grad_skip_thr"] or math.inf
         # A scaler makes gradients infinite to find its scale; it skips those steps itself.
@@ -334,8 +342,8 @@ class Trainer:
         nonfinite = bad or not (scaling or over or math.isfinite(norm))
         if not (over or nonfinite):
             p.skipped_in_a_row = 0
-            if settings["grad_clip"] and not scaling:
-                nn.utils.clip_grads_with_norm_(parameters, settings["grad_clip"], total)
+            if not scaling:
+                self._clip(total)
             self.scaler.step(self.optimizer)
             self.model.settle(distributed.total)
             if self.ema:
