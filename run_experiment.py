@@ -9,6 +9,8 @@ python run_experiment.py task=compare 'runs=[runs/digits_*]'
 python run_experiment.py task=check_data experiment=cifar_ladder dataset=image_folder dataset.root=.
 """
 
+import utils.openmp  # noqa: F401, I001  before anything that loads OpenMP
+
 import os
 import sys
 import traceback
@@ -35,6 +37,7 @@ from utils.runs import RunFolder, locked, log_to, matching, recorded_run, record
 from utils.saving import Saver
 from utils.signals import INTERRUPTED, Interrupted, Signals
 from utils.terminal import Terminal
+from utils.threads import use_threads
 from utils.tracking import open_tracker
 from utils.trainer import Trainer, TrainingStopped
 from utils.validation import validate
@@ -79,6 +82,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
         if not (folder.path / "report" / "report.json").exists():
             terminal.line(f"It has no report: task=report checkpoint={folder.path} makes one.")
         return
+    threads = use_threads(settings, processes)
     device = distributed.pick_device(settings["train"]["device"], processes)
     check_memory(settings, device, processes.world)
     measures = distributed.main_first(
@@ -106,7 +110,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
         draw = partial(results.draw, folder, tracker, validation.first(results.PICTURED))
 
         def write(name: str, state: dict) -> None:
-            path = folder.save(name, {**state, "images": images})
+            path = folder.save(name, {**state, "images": images, "threads": threads})
             if path in (folder.best, folder.last):
                 tracker.checkpoint(name, path, checkpoint.facts(state))
 
@@ -129,16 +133,17 @@ def train(composed: DictConfig, processes: Processes) -> None:
             content, trouble = saved
             folder.check_images(content.get("images"), images)
             trainer.restore(content)
+            threads = use_threads(settings, processes, content.get("threads"))
             if trouble:
                 terminal.line(trouble)
         elif initial is None:  # else its weights go with its own context
             model.fit_context(batches.images, splits.max_value)
         tracker.begin(trainer.progress.epoch)
-        results.announce(terminal, folder, splits, trainer, processes)
+        results.announce(terminal, folder, splits, trainer, processes, threads)
         tracker.summary(results.parameter_counts(model))
         trainer.fit()
         tracker.trained(trainer.progress.step)
-        best, _ = checkpoint.load_model(folder.best, device=device)
+        best = checkpoint.trained_model(settings, folder.best, device)
         found = results.score(best, settings, held_out, "test", folder.best, terminal, measures)
         folder.finish(found.record, found.per_image)
         tracker.summary(results.flat(found.record))
@@ -173,8 +178,8 @@ def train_settings(
         )
         recorded = checkpoint.settings_in(fetched.last, "train.resume_id")
         recorded["wandb"]["setup"].update(entity=fetched.entity, project=fetched.project)
-        config.check_targets(recorded, overrides, f"train.resume_id={wanted}")
-    settings = config.override_settings(recorded, overrides)
+    settings = config.override_settings(recorded, overrides, f"train.resume_id={wanted}")
+    config.check_targets(settings, overrides, f"train.resume_id={wanted}")
     own = {"task": config.resolve(composed.task), "wandb": wandb_settings(recorded, composed)}
     return {**settings, **own, "runs_dir": composed.runs_dir}, fetched
 
@@ -285,6 +290,7 @@ def load(source: str, composed: DictConfig, processes: Processes) -> tuple[Ladde
     model, loaded = checkpoint.load_model(file, overrides, device)
     settings = {**OmegaConf.to_container(loaded), "task": config.resolve(composed.task)}
     validate(settings)
+    use_threads(settings, processes)
     return model, settings, file
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
 from utils import build, config
+from utils.distributed import Processes
 from utils.memory import keep_freed
+from utils.threads import use_threads
 from utils.validation import validate
 
 NO_GPU = "not measured: no GPU"
@@ -43,11 +45,18 @@ class Subject:
     images: Tensor
 
     @classmethod
-    def made(cls, overrides: Sequence[str], device: torch.device, batches: int) -> "Subject":
+    def made(
+        cls,
+        overrides: Sequence[str],
+        device: torch.device,
+        batches: int,
+        processes: Processes = Processes(),  # noqa: B008
+    ) -> "Subject":
         """Of an experiment and so many training batches, in a process set up as for training."""
         keep_freed()
         settings = config.resolve(config.compose(list(overrides)))
         validate(settings)
+        use_threads(settings, processes)
         dataset = settings["dataset"]
         torch.manual_seed(0)
         model = build.build_model(settings).place(device)

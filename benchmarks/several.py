@@ -7,6 +7,8 @@ The batch is the experiment's own, divided over the processes. "without talk" is
 every process keeping its gradients to itself; threads are what OMP_NUM_THREADS says.
 """
 
+import utils.openmp  # noqa: F401, I001  before anything that loads OpenMP
+
 import argparse
 import tempfile
 import time
@@ -40,7 +42,7 @@ def main() -> None:
     processes = distributed.start("auto")
     device = distributed.pick_device("auto", processes)
     overrides = [*parser.parse_args().overrides, "train.grad_skip_thr=0"]
-    subject = Subject.made(overrides, device, 2 * STEPS)
+    subject = Subject.made(overrides, device, 2 * STEPS, processes)
     name, threads = subject.settings["name"], torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(subject, Path(folder), processes=processes)

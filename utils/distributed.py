@@ -38,6 +38,7 @@ class Processes:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    local_world: int = 1  # processes on this machine
     launcher: str = "none"
 
     @property
@@ -138,7 +139,7 @@ def stop() -> None:
 
 def _from_torchrun() -> Processes:
     rank, world, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return Processes(rank, world, local, "torchrun")
+    return Processes(rank, world, local, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), "torchrun")
 
 
 def _from_mpi() -> tuple[Processes, dist.Store]:
@@ -159,7 +160,7 @@ def _from_mpi() -> tuple[Processes, dist.Store]:
     if store is None:
         store = dist.TCPStore(host, port, comm.size, is_master=False, wait_for_workers=False)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
-    processes = Processes(comm.rank, comm.size, node.rank, "mpi")
+    processes = Processes(comm.rank, comm.size, node.rank, node.size, "mpi")
     MPI.Finalize()  # a process that ends must not wait for the others, nor they for it
     return processes, store
 
@@ -193,7 +194,8 @@ def _from_srun() -> Processes:
     env.setdefault("MASTER_ADDR", first)
     env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 20_000))
     world = int(env["SLURM_STEP_NUM_TASKS"])
-    return Processes(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), "srun")
+    local = int(re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0])  # 4(x2),3
+    return Processes(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), local, "srun")
 
 
 def pick_device(wanted: str, processes: Processes) -> torch.device:

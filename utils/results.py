@@ -292,13 +292,15 @@ def announce(
     splits: ImageSplits,
     trainer: Trainer,
     processes: Processes,
+    threads: int,
 ) -> None:
     """What is about to run, in a few lines."""
     settings, model, progress = folder.config, trainer.model, trainer.progress
     batch, passes = trainer.batches.batch_size, settings["train"]["acc_grad"]
     share = batch // (processes.world * passes)
     parameters = sum(p.numel() for p in model.parameters())
-    terminal.line(f"{folder.name}: {parameters:,} parameters, on {model.device}")
+    where = f"{model.device}, {threads} thread(s)" if model.device.type == "cpu" else model.device
+    terminal.line(f"{folder.name}: {parameters:,} parameters, on {where}")
     terminal.line(f"{settings['dataset']['name']}: {splits.counts} images of {splits.image_shape}")
     for note in splits.notes:
         terminal.line(f"{settings['dataset']['name']}: {note}")

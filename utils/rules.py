@@ -12,6 +12,7 @@ from model.ladder_vae import ESTIMATORS
 from model.layers import ACTIVATIONS
 from model.likelihoods import LIKELIHOODS
 
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # one component of a path, W&B's too
 SECRETS = ("wandb.api_key",)  # in no message
 
 
@@ -109,14 +110,21 @@ def _period(value: Any) -> bool:
 
 TARGET = text("the dotted path of a class or function")
 RULES: dict[str, Rule] = {
-    "name": text("experiment=… or a name of your own for this combination of settings"),
+    "name": Rule(
+        lambda value: isinstance(value, str) and bool(SAFE_NAME.fullmatch(value)),
+        "experiment=… or a name of your own: up to 100 letters (a-z), digits, dots, hyphens and "
+        "underscores, the first a letter or digit",
+    ),
     "checkpoint": maybe(text("a path of a checkpoint", free=True)),
     "run": maybe(text("the folder of a run", free=True)),
     "runs": every(text("a folder or a file", free=True), least=0),
     "runs_dir": text("a folder", free=True),
     # data
     "dataset._target_": TARGET,
-    "dataset.name": text(),
+    "dataset.name": Rule(
+        lambda v: isinstance(v, str) and v.isprintable() and v not in ("", "..") and "/" not in v,
+        "a text without slashes and control characters",
+    ),
     "dataset.root": text("a folder", free=True),
     "dataset.download": flag(free=True),
     "dataset.image_size": whole(2, 1024),
@@ -190,6 +198,11 @@ RULES: dict[str, Rule] = {
     "train.seed": whole(0, 2**31 - 1),
     "train.resume_id": maybe(text("the W&B id of a run", free=True)),
     "train.init_from": maybe(text("a checkpoint")),
+    "train.threads": Rule(
+        lambda value: value == "auto" or whole(1, 1024).accepts(value),
+        "auto, or a whole number from 1 to 1024",
+        free=True,
+    ),
     "train.device": Rule(_device, "auto, cpu, cuda, cuda:1 or mps", free=True),
     "train.ddp": one_of("auto", True, False, free=True),
     "train.max_epochs": whole(1),

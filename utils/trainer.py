@@ -23,6 +23,7 @@ from utils import diagnosis, distributed
 from utils.collapse import Collapse, CollapseReport
 from utils.evaluation import posterior_collapse
 from utils.lifeline import Elsewhere
+from utils.pace import Pace
 from utils.saving import SaveFailed, Saver, snapshot
 from utils.signals import Interrupted, Signals
 from utils.terminal import Terminal
@@ -91,6 +92,7 @@ class Trainer:
         scale = self.amp_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale)
         self.saved = time.monotonic()
+        self.pace = Pace(train["log_every"])
         self.ahead = self._may_run_ahead()
         self.taken = torch.ones((), dtype=torch.bool, device=self.device)  # all steps not yet read
         self.unread: list[tuple[list[Batch], Tensor]] = []
@@ -206,7 +208,10 @@ class Trainer:
                 began = time.perf_counter()
                 step = self._step_ahead if self.ahead else self._train_step
                 stop, save = step(passes, beta)
-                p.seconds += time.perf_counter() - began
+                seconds = time.perf_counter() - began
+                p.seconds += seconds
+                if slow := self.pace.add(seconds):
+                    self.terminal.line(slow)
                 bar.advance(self._progress_text())
                 self._check_saves()
                 if stop:
