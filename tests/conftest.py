@@ -1,5 +1,6 @@
 """What the tests share: small models from the shipped configs, and data that may not be there."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import config
+from utils import checkpoint, config
+from utils.build import build_model
 from utils.validation import validate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,3 +108,21 @@ def trained(tmp_path_factory):
             done.write_text(json.dumps([found.stdout, found.stderr]))
     output, errors = json.loads(done.read_text())
     return folder, subprocess.CompletedProcess([], 0, output, errors)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """(path, model) of a saved small model with averaged weights beside the trained ones."""
+    from utils.trainer import Progress
+
+    experiment = "digits_dct_ladder"
+    settings = compose(experiment, *shrunk(experiment), "wandb.api_key=planted-key")
+    torch.manual_seed(1)
+    model = build_model(settings)
+    averaged = {f"module.{k}": v + 1 for k, v in model.state_dict().items()}
+    state = {"model": model.state_dict(), "ema": {"n_averaged": torch.tensor(2), **averaged}}
+    state["progress"] = dataclasses.asdict(Progress(epoch=2, step=20, best=1.5))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    path = tmp_path / "run" / "checkpoints" / "best.pth"
+    return checkpoint.save(path, config.without_secrets(settings), state), model

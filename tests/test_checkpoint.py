@@ -17,7 +17,6 @@ from tests.test_trainer import make_trainer
 from utils import checkpoint, config
 from utils.build import build_model
 from utils.checkpoint import load_model
-from utils.config import without_secrets
 from utils.evaluation import posterior_collapse
 from utils.files import atomic_write, verified_write
 from utils.trainer import Progress
@@ -35,23 +34,8 @@ class Malicious:
         return (os.system, (f"touch {self.path}",))
 
 
-@pytest.fixture
-def trained(tmp_path):
-    """(path, model) of a saved small model with averaged weights beside the trained ones."""
-    settings = compose(EXPERIMENT, *shrunk(EXPERIMENT), "wandb.api_key=planted-key")
-    torch.manual_seed(1)
-    model = build_model(settings)
-    averaged = {f"module.{k}": v + 1 for k, v in model.state_dict().items()}
-    state = {"model": model.state_dict(), "ema": {"n_averaged": torch.tensor(2), **averaged}}
-    state["progress"] = asdict(Progress(epoch=2, step=20, best=1.5))
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "config.yaml").touch()
-    path = tmp_path / "run" / "checkpoints" / "best.pth"
-    return checkpoint.save(path, without_secrets(settings), state), model
-
-
-def test_a_file_is_all_it_takes(trained):
-    path, model = trained
+def test_a_file_is_all_it_takes(saved):
+    path, model = saved
     loaded, config = load_model(path)
     assert not loaded.training and config.model.num_ch == 16
     for name, value in loaded.state_dict().items():  # the average is what gets evaluated
@@ -64,8 +48,8 @@ def test_a_file_is_all_it_takes(trained):
     assert b"planted-key" not in path.read_bytes()
 
 
-def test_wrong_files_get_one_sentence(trained, tmp_path):
-    path, _ = trained
+def test_wrong_files_get_one_sentence(saved, tmp_path):
+    path, _ = saved
     cut = tmp_path / "cut.pth"
     cut.write_bytes(path.read_bytes()[:5000])
     text = tmp_path / "text.pth"
@@ -102,8 +86,8 @@ def test_nothing_in_a_file_is_run_unless_asked(tmp_path):
     assert trace.exists()
 
 
-def test_code_that_its_settings_name_is_not_run_unless_named_here(trained, tmp_path):
-    path, _ = trained
+def test_code_that_its_settings_name_is_not_run_unless_named_here(saved, tmp_path):
+    path, _ = saved
     content, trace = torch.load(path, weights_only=True), tmp_path / "trace"
     call = {"_target_": "os.system", "command": f"touch {trace}"}
     traversed = {**call, "_target_": "datasets.files.hashlib.os.system"}
@@ -129,10 +113,9 @@ def test_code_that_its_settings_name_is_not_run_unless_named_here(trained, tmp_p
     load_model(tmp_path / "own.pth", ["dataset._target_=tests.few_digits.load"])
     shutil.copy(tmp_path / "own.pth", path)
     (path.parent / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="names code outside this project"):
-        load_model(path)
     (path.parent.parent / "config.yaml").write_text("dataset: {_target_: tests.few_digits.load}\n")
-    load_model(path)
+    with pytest.raises(ValueError, match="names code outside this project"):
+        load_model(path)  # what lies beside it came the same way
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -148,8 +131,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old"
 
 
-def test_a_model_starts_from_anothers_weights(trained, tmp_path):
-    path, model = trained
+def test_a_model_starts_from_anothers_weights(saved, tmp_path):
+    path, model = saved
     settings = compose(EXPERIMENT, *shrunk(EXPERIMENT))
     fresh = build_model(settings)
     checkpoint.initialise(fresh, path)

@@ -14,6 +14,7 @@ import yaml
 
 from tests.commands import (
     COMMAND,
+    OWN_DATA,
     PLAIN,
     QUIET,
     SMALL,
@@ -121,7 +122,11 @@ def test_a_run_is_continued_by_its_wandb_id_with_its_own_settings(trained, tmp_p
     (run / "results.json").unlink()
     wandb_id = "12e45678"  # an id that could be read as a number, and an infinite one
     (run / "run.json").write_text(json.dumps({"wandb_id": wandb_id}))
-    call(folder, f"train.resume_id={wandb_id}", *QUIET)
+    refused = call(
+        folder, f"train.resume_id={wandb_id}", *QUIET, status=1
+    )  # it names code of its own
+    assert f"add {OWN_DATA} to the command" in refused.stderr and refused.stderr.count("\n") == 1
+    call(folder, f"train.resume_id={wandb_id}", OWN_DATA, *QUIET)
     assert only_run(folder) == run and (run / "results.json").exists()
     found = call(folder, "train.resume_id=nobody", status=1)
     assert found.stderr.startswith("Error: train.resume_id=nobody is neither of a run in runs_dir")

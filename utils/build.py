@@ -3,10 +3,9 @@
 import os
 from collections.abc import Callable
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch.optim import Adam, Optimizer
 from torch.utils.data import Dataset
 
@@ -17,12 +16,17 @@ from model.ladder_vae import LadderVAE
 from model.objective import Objective
 from utils.config import NOT_THE_SOURCE, STORED, ConfigError
 
+CALLS = ("_target_", "_partial_")
 OBJECTIVE = ("beta_start", "beta_end", "warmup", "free_bits_thr")
 EVALUATION = ("is_k", "is_k_prior")
 
 
-def build(node: dict, key: str, **arguments: Any) -> Any:
-    """Instantiate the `_target_` of settings[key] (with _partial_: a function that finishes it).
+def build(node: dict, key: str) -> Any:
+    """What the `_target_` of settings[key] makes of its neighbours, which are its arguments.
+
+    With `_partial_: true` a function that finishes it. Arguments may have a `_target_` themselves.
+    Nothing is interpolated here: settings are data. Which targets may be called was decided where
+    the settings came from (`utils.config.check_targets`).
 
     Raises:
         ConfigError: if it cannot be found or refuses its settings.
@@ -30,20 +34,38 @@ def build(node: dict, key: str, **arguments: Any) -> Any:
     if not node:  # a choice of none, as in train/scheduler=none
         return None
     target = f"{key}._target_={node.get('_target_')}"
-    made = _mended(target, instantiate, {**node, "_convert_": "all"}, **arguments)
-    return partial(_mended, target, made) if node.get("_partial_") else made
+    arguments = {k: _built(v, f"{key}.{k}") for k, v in node.items() if k not in CALLS}
+    try:
+        function = resolve_name(str(node.get("_target_")))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise _failed(target, error) from error
+    make = partial(_call, target, function, **arguments)
+    return make if node.get("_partial_") else make()
 
 
-def _mended(target: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+def _built(value: Any, key: str) -> Any:
+    if isinstance(value, dict) and "_target_" in value:
+        return build(value, key)
+    if isinstance(value, dict):
+        return {name: _built(inner, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_built(inner, f"{key}.{index}") for index, inner in enumerate(value)]
+    return value
+
+
+def _call(target: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
     """function(…), with what a wrong target or argument raises as a ConfigError."""
     try:
         return function(*args, **kwargs)
-    except (TypeError, InstantiationException) as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, ValueError):
-            raise cause from None
-        reason = " ".join(str(cause).split())
-        raise ConfigError(f"{target} failed ({reason}): correct it or its settings.") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        raise _failed(target, error) from error
+
+
+def _failed(target: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())
+    return ConfigError(f"{target} failed ({reason}): correct it or its settings.")
 
 
 def build_objective(settings: dict) -> Objective:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from model import LadderVAE
 from utils import published
 from utils.build import build_model
-from utils.config import ConfigError, check_targets, compose, override_settings, resolve
+from utils.config import ConfigError, check_targets, compose, override_settings, recorded, resolve
 from utils.files import replace, sha256, verified_write, write_json
 from utils.terminal import one_line
 from utils.validation import validate
@@ -188,8 +188,8 @@ def load_model(
     `entity/project/name:alias`. overrides: as on the command line. A published file carries no
     settings: it needs `["experiment=mnist_dct_ladder", …]`. One of ours needs none;
     `model.is_k=100`, `dataset.root=…` or `dataset=…` change what evaluation uses. Code outside this
-    project that its settings name (a `_target_` of your own) is only called where the overrides, a
-    file in configs/ or config.yaml of the run's folder name it too.
+    project that its settings name (a `_target_` of your own) is only called where the overrides or
+    a file in configs/ name it too. Nothing else in the file is run, read or followed.
 
     Raises:
         ValueError: one sentence, if the file or the settings don't fit.
@@ -210,10 +210,8 @@ def load_model(
                 f"checkpoint={path} was written by a newer version of this project (schema "
                 f"{content['schema']}, this one reads up to {SCHEMA}): update it."
             )
-        settings = override_settings(content["config"], overrides)
-        if not unsafe:
-            beside = path.parent.parent / "config.yaml"
-            check_targets(settings, overrides, f"checkpoint={source}", beside)
+        settings = override_settings(content.get("config"), overrides, f"checkpoint={source}")
+        check_targets(settings, overrides, f"checkpoint={source}")
     else:
         raise ValueError(
             f"checkpoint={path} is neither one of this project's nor a published one: name another."
@@ -222,6 +220,13 @@ def load_model(
     model = build_model(settings)
     _load(model, content, f"checkpoint={path}", "leave out the overrides of model.…")
     return model.place(device).eval(), OmegaConf.create(settings)
+
+
+def trained_model(settings: dict, path: Path, device: str | torch.device) -> LadderVAE:
+    """In eval mode, the model that these settings of a run under way describe, from its file."""
+    model = build_model(settings)
+    _load(model, read(path, device), f"checkpoint={path}", "train it again")
+    return model.place(device).eval()
 
 
 def settings_in(path: Path, setting: str) -> dict:
@@ -233,7 +238,7 @@ def settings_in(path: Path, setting: str) -> dict:
     content = read(path, setting=setting)
     if content.get("format") != FORMAT:
         raise ValueError(f"{setting}: {path} is no checkpoint of this project: name another run.")
-    return content["config"]
+    return recorded(content.get("config"), f"{setting}: {path}")
 
 
 def initialise(model: LadderVAE, path: Path) -> None:

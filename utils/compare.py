@@ -113,7 +113,7 @@ def read(path: Path) -> Run:
 
 def _answers(record: dict, task: dict, overrides: Sequence[str]) -> bool:
     """Whether a record is of the split, images, estimators and samples asked for."""
-    settings = override_settings(record["config"], overrides)
+    settings = override_settings(record["config"], overrides, record["checkpoint"])
     model = settings["model"]
     entries = {entry["estimator"]: entry for entry in record["likelihoods"]}
     return (

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ DATASET = (  # the keys that every data set has, beside its source's own
     "horizontal_flip",
     "data_module",
 )
+INTERPOLATION = "${"
 STORED = ("validation_share", "test_share", "memory_limit", "cache")  # of images read one by one
 NOT_THE_SOURCE = (*DATASET, *STORED, "likelihood", "test_arguments")
 
@@ -90,14 +92,59 @@ def experiments() -> list[str]:
     return sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
 
-def override_settings(settings: dict, overrides: Sequence[str]) -> dict:
-    """A trained model's settings with the command line's overrides laid over them.
-
-    A whole group may be replaced only for `dataset`; what belongs to the task at hand is left out.
+def recorded(content: object, named: str) -> dict:
+    """Settings out of a file (`named` in messages), as data: what could be more is refused.
 
     Raises:
-        ConfigError: if an override would make it another model.
+        ConfigError: where they hold other things than mappings with texts as keys, lists, texts,
+            numbers, booleans and null; or an interpolation, which would read this process's
+            environment or other settings.
     """
+    if not isinstance(content, dict):
+        raise ConfigError(f"{named} holds no settings: get a good copy.")
+    try:
+        return _plain(content, "", named)
+    except RecursionError:
+        raise ConfigError(f"{named} nests its settings without end: get a good copy.") from None
+
+
+def _plain(value: object, key: str, named: str) -> Any:
+    if isinstance(value, dict):
+        found = {}
+        for name, inner in value.items():
+            inside = f"{key}.{name}".lstrip(".")
+            _plain(name, f"key {inside!r}", named)
+            if type(name) is not str:
+                raise ConfigError(f"{named} has {name!r} for a key, no text: get a good copy.")
+            found[name] = _plain(inner, inside, named)
+        return found
+    if isinstance(value, list):
+        return [_plain(item, f"{key}.{index}", named) for index, item in enumerate(value)]
+    if type(value) is str and INTERPOLATION in value:
+        raise ConfigError(
+            f"{named} is not to be trusted: its {key} holds an interpolation ({value[:60]!r}), "
+            "which was not followed; get a good copy."
+        )
+    if value is not None and type(value) not in (str, bool, int, float):
+        raise ConfigError(
+            f"{named} is not to be trusted: its {key} is a {type(value).__name__}, which no "
+            "setting is; get a good copy."
+        )
+    return value
+
+
+def override_settings(
+    settings: object, overrides: Sequence[str], named: str = "The checkpoint"
+) -> dict:
+    """A trained model's settings, out of a file, with the command line's overrides laid over them.
+
+    A whole group may be replaced only for `dataset`; what belongs to the task at hand is left out.
+    Before anything of them is built, `check_targets` must have seen them.
+
+    Raises:
+        ConfigError: if an override would make it another model, or the settings are more than data.
+    """
+    settings = recorded(settings, named)
     merged = OmegaConf.create(_complete(settings))
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -187,18 +234,15 @@ def targets(node: Any) -> Iterator[tuple[str, str]]:
             yield from ((f"{key}.{inner}", target) for inner, target in targets(value))
 
 
-def check_targets(
-    settings: dict, overrides: Sequence[str], named: str, beside: Path | None = None
-) -> None:
-    """Settings that came in a checkpoint call nothing but what can be read here.
+def check_targets(settings: dict, overrides: Sequence[str], named: str) -> None:
+    """Settings that came in a file call nothing but what is named here.
 
     Raises:
-        ConfigError: where they name what is in no file of configs/, nor in the one `beside` the
-            checkpoint (config.yaml of its run), nor in an override.
+        ConfigError: where they name what is in no file of configs/ and in no override. What lies
+            beside the file does not count: it came the same way.
     """
-    files = [*CONFIGS.rglob("*.yaml"), *([beside] if beside and beside.exists() else [])]
-    here = {target for path in files for target in _targets_in(path)}
-    here |= {o.partition("=")[2] for o in overrides if o.partition("=")[0].endswith("_target_")}
+    given = {o.partition("=")[2] for o in overrides if o.partition("=")[0].endswith("_target_")}
+    here = _targets_in_configs() | given
     for key, target in targets(settings):
         if target not in here:
             raise ConfigError(
@@ -207,9 +251,10 @@ def check_targets(
             )
 
 
-def _targets_in(path: Path) -> set[str]:
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return {target for _, target in targets(content)}
+@cache
+def _targets_in_configs() -> frozenset[str]:
+    contents = (yaml.safe_load(p.read_text(encoding="utf-8")) for p in CONFIGS.rglob("*.yaml"))
+    return frozenset(target for content in contents for _, target in targets(content or {}))
 
 
 def determining(settings: dict) -> dict:

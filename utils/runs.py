@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from utils import checkpoint
-from utils.config import ConfigError, run_name, without_secrets
+from utils.config import ConfigError, recorded, run_name, without_secrets
 from utils.distributed import Processes, main_first
 from utils.files import atomic_write, write_json, write_scores
 from utils.sinks import METRICS
@@ -177,16 +177,21 @@ def recorded_run(folder: Path) -> tuple[Path, dict, str]:
     record = folder / "run.json"
     if not record.exists():
         raise ConfigError(f"run={folder} is not the folder of a run: name one in runs_dir.")
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    return folder.absolute(), settings, json.loads(record.read_text())["wandb_id"]
+    return folder.absolute(), _settings_in(folder), json.loads(record.read_text())["wandb_id"]
 
 
 def recorded_settings(runs_dir: str, wandb_id: str) -> dict | None:
     """The settings of the run in runs_dir that has this W&B id; None where none has."""
     for path in sorted(Path(runs_dir).glob("*/run.json")):
         if json.loads(path.read_text())["wandb_id"] == wandb_id:
-            return yaml.safe_load((path.parent / "config.yaml").read_text())
+            return _settings_in(path.parent)
     return None
+
+
+def _settings_in(folder: Path) -> dict:
+    """What config.yaml of a run's folder says."""
+    path = folder / "config.yaml"
+    return recorded(yaml.safe_load(path.read_text()), str(path))
 
 
 def log_to(path: Path) -> None:
