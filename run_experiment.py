@@ -9,7 +9,7 @@ python run_experiment.py task=compare 'runs=[runs/digits_*]'
 python run_experiment.py task=check_data experiment=cifar_ladder dataset=image_folder dataset.root=.
 """
 
-import utils.openmp  # noqa: F401, I001  before anything that loads OpenMP
+import utils.processes.openmp  # noqa: F401, I001  before anything that loads OpenMP
 
 import os
 import sys
@@ -27,20 +27,37 @@ from omegaconf.errors import OmegaConfBaseException
 from datasets.loaders import EvaluationBatches, TrainBatches
 from datasets.splits import ImageSplits
 from model import LadderVAE
-from utils import build, checkpoint, config, distributed, quality, results, wandb_client
-from utils.distributed import Processes
+from utils.settings import build
+from utils import checkpoint
+from utils.runs import checkpoints
+from utils import errors
+from utils.settings import trust
+from utils.settings import composition
+from utils.processes import launch
+from utils.processes import collectives
+from utils.processes import devices
+from utils.evaluation import quality
+from utils.report import during_training
+from utils.evaluation import scoring
+from utils.training import announce
+from datasets import fingerprint
+from utils.tasks import reconstruct
+from utils.tasks import sample
+from utils.report import score_tables
+from utils.tracking import wandb_client
+from utils.processes.launch import Processes
 from utils.files import write_scores
-from utils.lifeline import ASKED
-from utils.memory import check_memory, keep_freed
-from utils.rules import check
-from utils.runs import RunFolder, locked, log_to, matching, recorded_run, recorded_settings
-from utils.saving import Saver
-from utils.signals import INTERRUPTED, Interrupted, Signals
+from utils.processes.peers import ASKED
+from utils.training.memory import check_memory, keep_freed
+from utils.settings.rules import check
+from utils.runs.folder import RunFolder, locked, log_to, matching, recorded_run, recorded_settings
+from utils.runs.background import Saver
+from utils.runs.signals import INTERRUPTED, Interrupted, Signals
 from utils.terminal import Terminal
-from utils.threads import use_threads
-from utils.tracking import open_tracker
-from utils.trainer import Trainer, TrainingStopped
-from utils.validation import validate
+from utils.processes.threads import use_threads
+from utils.tracking.tracker import open_tracker
+from utils.training.trainer import Trainer, TrainingStopped
+from utils.settings.validation import validate
 
 MAIN_PROCESS = os.getpid()
 SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -50,9 +67,9 @@ FAILED: list[Exception] = []  # jobs of this command that ended with an error
 
 def run(composed: DictConfig) -> None:
     """One job: what task.name says."""
-    if problem := check("task.name", config.resolve(composed.task).get("name")):
-        raise config.ConfigError(problem)
-    processes = distributed.start(composed.train.ddp)
+    if problem := check("task.name", composition.resolve(composed.task).get("name")):
+        raise errors.ConfigError(problem)
+    processes = launch.start(composed.train.ddp)
     try:
         tasks = {"train": train, "compare": compare, "sync": sync, "check_data": check_data}
         tasks.get(composed.task.name, use)(composed, processes)
@@ -60,14 +77,14 @@ def run(composed: DictConfig) -> None:
         status, told = getattr(error, "status", 1), None
         if not isinstance(error, (Interrupted, KeyboardInterrupt)):
             told = sentence(error) if isinstance(error, TOLD) else traceback.format_exc()
-        end = distributed.failed(status, told, error)
+        end = launch.failed(status, told, error)
         if end is None:
             raise
         if processes.is_main:
             print(end.sentence, file=sys.stderr)
         sys.exit(end.status)
     finally:
-        distributed.stop()
+        launch.stop()
 
 
 def train(composed: DictConfig, processes: Processes) -> None:
@@ -77,24 +94,24 @@ def train(composed: DictConfig, processes: Processes) -> None:
     terminal, folder = Terminal(processes.is_main), RunFolder(settings, processes)
     found = folder.results()
     if found and not settings["task"]["force"]:
-        results.show(terminal, found)
+        score_tables.show(terminal, found)
         terminal.line(f"Finished before, in {folder.path}; task.force=true trains it again.")
         if not (folder.path / "report" / "report.json").exists():
             terminal.line(f"It has no report: task=report checkpoint={folder.path} makes one.")
         return
     threads = use_threads(settings, processes)
-    device = distributed.pick_device(settings["train"]["device"], processes)
+    device = devices.pick_device(settings["train"]["device"], processes)
     check_memory(settings, device, processes.world)
-    measures = distributed.main_first(
+    measures = collectives.main_first(
         processes, lambda: quality.prepare(settings["train"], device, terminal)
     )
-    splits = distributed.main_first(processes, lambda: build.load_images(settings))
-    images = results.fingerprint(splits.train)
+    splits = collectives.main_first(processes, lambda: build.load_images(settings))
+    images = fingerprint.fingerprint(splits.train)
     torch.manual_seed(settings["train"]["seed"])
     model, initial = build.build_model(settings), settings["train"]["init_from"]
     if initial is not None:
         locate = partial(checkpoint.locate, initial, settings["runs_dir"])
-        checkpoint.initialise(model, distributed.main_first(processes, locate))  # fetched once
+        checkpoint.initialise(model, collectives.main_first(processes, locate))  # fetched once
     model.place(device)
     optimizer, scheduler = build.build_optimizer(settings, model)
     batches = train_batches(settings, splits, device, processes)
@@ -107,12 +124,14 @@ def train(composed: DictConfig, processes: Processes) -> None:
         folder.opened(bool(found), fetched),
         open_tracker(settings["wandb"], folder, model, terminal) as tracker,
     ):
-        draw = partial(results.draw, folder, tracker, validation.first(results.PICTURED))
+        draw = partial(
+            during_training.draw, folder, tracker, validation.first(during_training.PICTURED)
+        )
 
         def write(name: str, state: dict) -> None:
             path = folder.save(name, {**state, "images": images, "threads": threads})
             if path in (folder.best, folder.last):
-                tracker.checkpoint(name, path, checkpoint.facts(state))
+                tracker.checkpoint(name, path, checkpoints.facts(state))
 
         trainer = Trainer(
             model,
@@ -128,7 +147,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
             terminal,
             signals,
         )
-        saved = distributed.main_first(processes, lambda: checkpoint.newest(folder.last))
+        saved = collectives.main_first(processes, lambda: checkpoints.newest(folder.last))
         if saved is not None:
             content, trouble = saved
             folder.check_images(content.get("images"), images)
@@ -139,15 +158,15 @@ def train(composed: DictConfig, processes: Processes) -> None:
         elif initial is None:  # else its weights go with its own context
             model.fit_context(batches.images, splits.max_value)
         tracker.begin(trainer.progress.epoch)
-        results.announce(terminal, folder, splits, trainer, processes, threads)
-        tracker.summary(results.parameter_counts(model))
+        announce.announce(terminal, folder, splits, trainer, processes, threads)
+        tracker.summary(scoring.parameter_counts(model))
         trainer.fit()
         tracker.trained(trainer.progress.step)
         best = checkpoint.trained_model(settings, folder.best, device)
-        found = results.score(best, settings, held_out, "test", folder.best, terminal, measures)
+        found = scoring.score(best, settings, held_out, "test", folder.best, terminal, measures)
         folder.finish(found.record, found.per_image)
-        tracker.summary(results.flat(found.record))
-        results.show(terminal, found.record)
+        tracker.summary(scoring.flat(found.record))
+        score_tables.show(terminal, found.record)
         now = (trainer.progress.epoch, trainer.progress.step)
         draw(best, *now)
         if settings["task"]["report"]:
@@ -167,20 +186,20 @@ def train_settings(
     wanted, fetched = composed.train.resume_id, None
     overrides = HydraConfig.get().overrides.task
     if wanted is None:
-        return config.resolve(composed), None
+        return composition.resolve(composed), None
     if problem := check("train.resume_id", wanted):
-        raise config.ConfigError(problem)
+        raise errors.ConfigError(problem)
     recorded = recorded_settings(composed.runs_dir, wanted.rpartition("/")[2])
     if recorded is None:
-        setup, place = config.resolve(composed.wandb.setup), checkpoint.cache()
-        fetched = distributed.main_first(
+        setup, place = composition.resolve(composed.wandb.setup), checkpoint.cache()
+        fetched = collectives.main_first(
             processes, lambda: wandb_client.fetch_run(wanted, setup, place)
         )
-        recorded = checkpoint.settings_in(fetched.last, "train.resume_id")
+        recorded = checkpoints.settings_in(fetched.last, "train.resume_id")
         recorded["wandb"]["setup"].update(entity=fetched.entity, project=fetched.project)
-    settings = config.override_settings(recorded, overrides, f"train.resume_id={wanted}")
-    config.check_targets(settings, overrides, f"train.resume_id={wanted}")
-    own = {"task": config.resolve(composed.task), "wandb": wandb_settings(recorded, composed)}
+    settings = composition.override_settings(recorded, overrides, f"train.resume_id={wanted}")
+    trust.check_targets(settings, overrides, f"train.resume_id={wanted}")
+    own = {"task": composition.resolve(composed.task), "wandb": wandb_settings(recorded, composed)}
     return {**settings, **own, "runs_dir": composed.runs_dir}, fetched
 
 
@@ -191,14 +210,14 @@ def wandb_settings(recorded: dict, composed: DictConfig) -> dict:
         key = override.partition("=")[0]
         if key.startswith("wandb."):
             OmegaConf.update(group, key, OmegaConf.select(composed, key))
-    return config.resolve(group)["wandb"]
+    return composition.resolve(group)["wandb"]
 
 
 def use(composed: DictConfig, processes: Processes) -> None:
     """task=test, report, sample, reconstruct: a checkpoint is all they need."""
-    task, terminal = config.resolve(composed.task), Terminal(processes.is_main)
+    task, terminal = composition.resolve(composed.task), Terminal(processes.is_main)
     if composed.checkpoint is None:
-        raise config.ConfigError(
+        raise errors.ConfigError(
             f"checkpoint is not set: task={task['name']} needs checkpoint=… (a .pth file or the "
             "folder of a run)."
         )
@@ -206,17 +225,17 @@ def use(composed: DictConfig, processes: Processes) -> None:
     model, settings, file = load(source, composed, processes)
     output = Path(task["output"] or checkpoint.home(source, composed.runs_dir))
     if task["name"] == "sample":
-        results.sample(model, settings, output, terminal)
+        sample.sample(model, settings, output, terminal)
         return
     batches = held_out_batches(settings, model.device, processes)
     if task["name"] == "reconstruct":
-        results.reconstruct(model, settings, batches, output, terminal)
+        reconstruct.reconstruct(model, settings, batches, output, terminal)
         return
-    measures = distributed.main_first(
+    measures = collectives.main_first(
         processes, lambda: quality.prepare(settings["train"], model.device, terminal)
     )
-    found = results.score(model, settings, batches, task["split"], file, terminal, measures)
-    results.show(terminal, found.record)
+    found = scoring.score(model, settings, batches, task["split"], file, terminal, measures)
+    score_tables.show(terminal, found.record)
     if processes.is_main:
         stem = f"{task['split']}_scores"
         path = write_scores(output, stem, found.record, found.per_image)
@@ -227,10 +246,10 @@ def use(composed: DictConfig, processes: Processes) -> None:
 
 def compare(composed: DictConfig, processes: Processes) -> None:
     """task=compare: the scores of several runs, made where they are missing, side by side."""
-    from utils.compare import Run, sources, stored
-    from utils.compare_page import write_comparison
+    from utils.evaluation.compare import Run, sources, stored
+    from utils.report.comparison import write_comparison
 
-    task, terminal = config.resolve(composed.task), Terminal(processes.is_main)
+    task, terminal = composition.resolve(composed.task), Terminal(processes.is_main)
     overrides, runs = HydraConfig.get().overrides.task, []
     for source in sources(list(composed.runs)):
         run = stored(source, task, composed.runs_dir, overrides)
@@ -238,7 +257,7 @@ def compare(composed: DictConfig, processes: Processes) -> None:
             terminal.line(f"Scoring {source}")
             model, settings, file = load(source, composed, processes)
             batches = held_out_batches(settings, model.device, processes)
-            found = results.score(model, settings, batches, task["split"], file, terminal)
+            found = scoring.score(model, settings, batches, task["split"], file, terminal)
             if processes.is_main:
                 home, stem = checkpoint.home(source, composed.runs_dir), f"{task['split']}_scores"
                 write_scores(home, stem, found.record, found.per_image)
@@ -251,12 +270,12 @@ def compare(composed: DictConfig, processes: Processes) -> None:
 
 def sync(composed: DictConfig, processes: Processes) -> None:
     """task=sync: what runs recorded offline, or could not send, to W&B."""
-    from utils.mirror import sync as bring
+    from utils.tasks.sync import sync as bring
 
     terminal = Terminal(processes.is_main)
     found = matching(composed.run) if composed.run else []
     if not found:
-        raise config.ConfigError(
+        raise errors.ConfigError(
             f"run={composed.run} names no run: task=sync needs run=… (its folder, or a pattern)."
         )
     for source in found:
@@ -271,24 +290,24 @@ def sync(composed: DictConfig, processes: Processes) -> None:
 
 def check_data(composed: DictConfig, processes: Processes) -> None:
     """task=check_data: what the data set holds, and what training on it takes."""
-    from utils.check_data import check_data as look
+    from utils.tasks.check_data import check_data as look
 
-    settings, terminal = config.resolve(composed), Terminal(processes.is_main)
+    settings, terminal = composition.resolve(composed), Terminal(processes.is_main)
     validate(settings)
     if processes.is_main:
-        device = distributed.pick_device(settings["train"]["device"], processes)
+        device = devices.pick_device(settings["train"]["device"], processes)
         own = Path(settings["runs_dir"], "check_data", settings["dataset"]["name"])
         look(settings, device, Path(settings["task"]["output"] or own).absolute(), terminal)
 
 
 def load(source: str, composed: DictConfig, processes: Processes) -> tuple[LadderVAE, dict, Path]:
     """A checkpoint's model, on this process's device; its settings for this task; its file."""
-    device = distributed.pick_device(composed.train.device, processes)
+    device = devices.pick_device(composed.train.device, processes)
     overrides = HydraConfig.get().overrides.task
     locate = partial(checkpoint.locate, source, composed.runs_dir)
-    file = distributed.main_first(processes, locate)  # fetched once
+    file = collectives.main_first(processes, locate)  # fetched once
     model, loaded = checkpoint.load_model(file, overrides, device)
-    settings = {**OmegaConf.to_container(loaded), "task": config.resolve(composed.task)}
+    settings = {**OmegaConf.to_container(loaded), "task": composition.resolve(composed.task)}
     validate(settings)
     use_threads(settings, processes)
     return model, settings, file
@@ -296,7 +315,7 @@ def load(source: str, composed: DictConfig, processes: Processes) -> tuple[Ladde
 
 def report(
     model: LadderVAE,
-    found: results.Score,
+    found: scoring.Score,
     settings: dict,
     batches: EvaluationBatches,
     output: Path,
@@ -304,7 +323,9 @@ def report(
     terminal: Terminal,
 ) -> list[Path]:
     """The collapse report, in its own folder within `output`."""
-    from utils.report import write_report  # matplotlib takes a second: only where it is used
+    from utils.report.collapse_report import (
+        write_report,  # matplotlib takes a second: only where it is used
+    )
 
     folder = output / "report"
     return write_report(model, found, settings, batches, folder, processes, terminal)
@@ -330,7 +351,7 @@ def held_out_batches(
     settings: dict, device: torch.device, processes: Processes
 ) -> EvaluationBatches:
     """The images that the task asks for."""
-    splits = distributed.main_first(processes, lambda: build.load_images(settings))
+    splits = collectives.main_first(processes, lambda: build.load_images(settings))
     task = settings["task"]
     return evaluation_batches(
         settings, splits, task["split"], device, processes, task["num_images"]
@@ -372,13 +393,13 @@ def job(composed: DictConfig) -> None:
 
 def sentence(error: Exception) -> str:
     """What a person can mend."""
-    return str(config.explain(error) if isinstance(error, OmegaConfBaseException) else error)
+    return str(composition.explain(error) if isinstance(error, OmegaConfBaseException) else error)
 
 
 def main() -> int:
     """Compose, run, and give an exit status."""
-    config.take_secrets(sys.argv)
-    config.quote_texts(sys.argv)
+    composition.take_secrets(sys.argv)
+    composition.quote_texts(sys.argv)
     keep_freed()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors of its own making and exits
     try:
@@ -386,7 +407,7 @@ def main() -> int:
     except (HydraException, OmegaConfBaseException) as error:
         if SHOW_TRACEBACK:
             raise
-        print(f"Error: {config.explain(error)}", file=sys.stderr)
+        print(f"Error: {composition.explain(error)}", file=sys.stderr)
         return 1
     return 1 if FAILED else 0
 

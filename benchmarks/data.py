@@ -22,8 +22,8 @@ from rich.table import Table
 from benchmarks.measure import peak_memory
 from datasets.loaders import TrainBatches
 from datasets.splits import ImageSplits
-from utils import build, config
-from utils.memory import keep_freed
+from utils.settings import build, composition
+from utils.training.memory import keep_freed
 
 MOST, WARM = 2_000, 10  # batches
 TURNS = 7  # of each loader, of which the median counts
@@ -87,7 +87,7 @@ def main() -> None:
             overrides.insert(0, "experiment=cifar_dct_ladder")
         else:
             overrides.insert(0, "experiment=mnist_dct_ladder")
-        settings = config.resolve(config.compose(overrides))
+        settings = composition.resolve(composition.compose(overrides))
         stored = "cache" in settings["dataset"]
         if stored:
             settings["dataset"]["cache"] = str(Path(folder, "cache"))

@@ -3,8 +3,8 @@
 import torch
 
 from benchmarks.measure import Row, Subject, seconds
-from utils.evaluation import likelihood
-from utils.results import SAMPLE_BATCH
+from utils.evaluation.bound import likelihood
+from utils.tasks.sample import SAMPLE_BATCH
 
 SAMPLES, IMAGES, REPEATS = 100, 32, 3
 GOALS = {"iwae": "≥ 800", "published": ""}

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
-from utils import build, config
-from utils.distributed import Processes
-from utils.memory import keep_freed
-from utils.threads import use_threads
-from utils.validation import validate
+from utils.processes.launch import Processes
+from utils.processes.threads import use_threads
+from utils.settings import build, composition
+from utils.settings.validation import validate
+from utils.training.memory import keep_freed
 
 NO_GPU = "not measured: no GPU"
 
@@ -54,7 +54,7 @@ class Subject:
     ) -> "Subject":
         """Of an experiment and so many training batches, in a process set up as for training."""
         keep_freed()
-        settings = config.resolve(config.compose(list(overrides)))
+        settings = composition.resolve(composition.compose(list(overrides)))
         validate(settings)
         use_threads(settings, processes)
         dataset = settings["dataset"]

@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.measure import Row, Subject, peak_memory, seconds
 from benchmarks.step import make_trainer, train_epoch
-from utils import config
-from utils.memory import needed, total
+from utils.settings import composition
+from utils.training.memory import needed, total
 
 WIDE = ("cifar", "svhn")
 LARGEST = {"cpu": 2e9, "cuda": None}  # bytes; None: what the device has
@@ -48,7 +48,7 @@ def measured(overrides: list[str], device: torch.device) -> dict[str, float]:
 def row(experiment: str, device: torch.device, *extra: str) -> Row:
     """One experiment's line."""
     overrides = [f"experiment={experiment}", *extra]
-    settings = config.resolve(config.compose(overrides[:1]))  # as many images with extras
+    settings = composition.resolve(composition.compose(overrides[:1]))  # as many images with extras
     batch, images = settings["dataset"]["data_module"]["batch_size"], fitting(settings, device)
     command = [sys.executable, "-m", "benchmarks.memory", "--device", str(device), *overrides]
     command.append(f"dataset.data_module.batch_size={images}")
@@ -65,7 +65,7 @@ def row(experiment: str, device: torch.device, *extra: str) -> Row:
 def rows(device: torch.device) -> list[Row]:
     """Every experiment; the wide ones with train.checkpoint_activations too."""
     made = []
-    for name in config.experiments():
+    for name in composition.experiments():
         made.append(row(name, device))
         if name.startswith(WIDE):
             made.append(row(name, device, "train.checkpoint_activations=true"))

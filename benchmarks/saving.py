@@ -17,9 +17,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from utils import build, checkpoint, config
-from utils.saving import Saver, snapshot
-from utils.trainer import Progress
+from utils.runs import checkpoints
+from utils.runs.background import Saver, snapshot
+from utils.settings import build, composition
+from utils.training.trainer import Progress
 
 SIZE, SECONDS = 1024, 2.0
 
@@ -35,7 +36,7 @@ def products(a: torch.Tensor, until: float) -> float:
 
 def cost(experiment: str, device: str, folder: Path) -> tuple[int, float, float, float]:
     """(bytes, seconds of the copy, seconds of the writing, rate of products while it is written)"""
-    settings = config.resolve(config.compose([f"experiment={experiment}"]))
+    settings = composition.resolve(composition.compose([f"experiment={experiment}"]))
     model = build.build_model(settings).place(device)
     optimizer, _ = build.build_optimizer(settings, model)
     for parameter in model.parameters():
@@ -51,7 +52,7 @@ def cost(experiment: str, device: str, folder: Path) -> tuple[int, float, float,
 
     def write(name: str, state: dict) -> None:
         began = time.perf_counter()
-        checkpoint.save(path, settings, state)
+        checkpoints.save(path, settings, state)
         took.append(time.perf_counter() - began)
 
     a = torch.randn(SIZE, SIZE, device=device)
@@ -77,7 +78,7 @@ def main() -> None:
     for column in ("experiment", "MB", "training waits, s", "writing, s", "while busy"):
         table.add_column(column, justify="left" if column == "experiment" else "right")
     with tempfile.TemporaryDirectory(dir=arguments.folder or ".") as folder:
-        for experiment in config.experiments():
+        for experiment in composition.experiments():
             size, copying, writing, rate = cost(experiment, arguments.device, Path(folder))
             figures = (f"{size / 1e6:.1f}", f"{copying:.3f}", f"{writing:.2f}", f"{rate:.2f}")
             table.add_row(experiment, *figures)

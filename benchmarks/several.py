@@ -7,7 +7,7 @@ The batch is the experiment's own, divided over the processes. "without talk" is
 every process keeping its gradients to itself; threads are what OMP_NUM_THREADS says.
 """
 
-import utils.openmp  # noqa: F401, I001  before anything that loads OpenMP
+import utils.processes.openmp  # noqa: F401, I001  before anything that loads OpenMP
 
 import argparse
 import tempfile
@@ -18,8 +18,10 @@ import torch
 
 from benchmarks.measure import Subject
 from benchmarks.step import make_trainer
-from utils import distributed
-from utils.trainer import Trainer
+from utils.processes import collectives
+from utils.processes import devices
+from utils.processes import launch
+from utils.training.trainer import Trainer
 
 STEPS = 8
 
@@ -27,7 +29,7 @@ STEPS = 8
 def rate(trainer: Trainer, talk: bool) -> float:
     """Images per second over all processes; the first steps warm up."""
     batches = trainer.batches
-    with distributed.no_sync(trainer.loss_module, not talk):
+    with collectives.no_sync(trainer.loss_module, not talk):
         for index, passes in enumerate(batches.epoch(0)):
             if index == STEPS:
                 began = time.perf_counter()
@@ -39,8 +41,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*", default=["experiment=mnist_dct_ladder"])
-    processes = distributed.start("auto")
-    device = distributed.pick_device("auto", processes)
+    processes = launch.start("auto")
+    device = devices.pick_device("auto", processes)
     overrides = [*parser.parse_args().overrides, "train.grad_skip_thr=0"]
     subject = Subject.made(overrides, device, 2 * STEPS, processes)
     name, threads = subject.settings["name"], torch.get_num_threads()
@@ -56,7 +58,7 @@ def main() -> None:
             told += f" images/s, so it is {max(0.0, 1 - talking / silent):.1%} of the step"
     if processes.is_main:
         print(told)
-    distributed.stop()
+    launch.stop()
 
 
 if __name__ == "__main__":

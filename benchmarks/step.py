@@ -18,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure import NO_GPU, Row, Subject, matrix_product, seconds
 from datasets.loaders import TrainBatches
 from model.noise import Noise
-from utils import build
-from utils.distributed import Processes
-from utils.signals import Signals
+from utils.processes.launch import Processes
+from utils.runs.signals import Signals
+from utils.settings import build
 from utils.terminal import Terminal
-from utils.tracking import LocalSink, Tracker
-from utils.trainer import Trainer
+from utils.tracking.tracker import LocalSink, Tracker
+from utils.training.trainer import Trainer
 
 STEPS, EPOCHS = 12, 5  # per epoch; the first epoch warms up
 LOADED = 20_000  # images of an epoch of which nothing but loading is timed

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import CelebA
 
-from datasets.decode import Decoder, Unusable
-from datasets.files import Remote, check_md5, fetch
+from datasets.io.cache import Unstored
+from datasets.io.decode import Decoder, Unusable
+from datasets.io.download import Remote, check_md5, fetch
 from datasets.splits import SPLITS
-from datasets.store import Unstored
 
 CROP = (15, 40, 163, 188)
 ARCHIVE, FOLDER = "img_align_celeba.zip", "img_align_celeba"

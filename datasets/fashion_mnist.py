@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torchvision.datasets import FashionMNIST
 
-from datasets.files import check_md5
+from datasets.io.download import check_md5
 from datasets.mnist import fetch_idx, read_idx
 from datasets.splits import ImageSplits
 

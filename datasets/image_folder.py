@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.decode import SUFFIXES, Decoder
-from datasets.on_disk import ImagesOnDisk
+from datasets.io.cache import Unstored
+from datasets.io.decode import SUFFIXES, Decoder
+from datasets.io.on_disk import ImagesOnDisk
 from datasets.splits import SPLITS
-from datasets.store import Unstored
 
 ARRAYS = (".npy", ".npz")
 Status = tuple[int, int]  # of a file: bytes, time of its last change in ns

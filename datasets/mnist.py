@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchvision.datasets import MNIST
 
-from datasets.files import Remote, check_md5, fetch
+from datasets.io.download import Remote, check_md5, fetch
 from datasets.splits import ImageSplits, held_out
 
 VALIDATION = 5_000

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.io import loadmat
 
-from datasets.files import Remote, fetch
+from datasets.io.download import Remote, fetch
 from datasets.splits import ImageSplits, held_out
 
 VALIDATION = 1_000

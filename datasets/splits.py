@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.on_disk import ImagesOnDisk
+from datasets.io.on_disk import ImagesOnDisk
 
 SPLIT_SEED = 20230219  # of the train/validation split: fixed, so that train.seed never moves it
 SPLITS = ("train", "validation", "test")

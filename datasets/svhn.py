@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torchvision.datasets import SVHN
 
-from datasets.files import Remote, fetch, read
+from datasets.io.download import Remote, fetch, read
 from datasets.splits import ImageSplits, held_out
 
 VALIDATION = 5_000

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.store import Unstored
+from datasets.io.cache import Unstored
 
 SAMPLED = 1_000  # items whose pixels tell whether a data set is still the same
 

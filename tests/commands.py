@@ -13,7 +13,7 @@ import matplotlib
 
 from tests.conftest import ROOT, shrunk
 from tests.forks import Forks
-from tests.wandb_server import WandbServer
+from tests.tracking.wandb_server import WandbServer
 
 COMMAND = [sys.executable, "-u", str(ROOT / "run_experiment.py")]
 OWN_DATA = "dataset._target_=tests.few_digits.load"  # code that a checkpoint alone may not name

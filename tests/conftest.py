@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import checkpoint, config
-from utils.build import build_model
-from utils.validation import validate
+from utils.runs import checkpoints
+from utils.settings import composition, identity
+from utils.settings.build import build_model
+from utils.settings.validation import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("LADDER_VAE_SHARED", ROOT.parent / "shared"))
@@ -44,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def compose(experiment: str, *overrides: str) -> dict:
     """A shipped experiment's settings with overrides, checked."""
-    settings = config.resolve(config.compose([f"experiment={experiment}", *overrides]))
+    settings = composition.resolve(composition.compose([f"experiment={experiment}", *overrides]))
     validate(settings)
     return settings
 
@@ -113,7 +114,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def saved(tmp_path):
     """(path, model) of a saved small model with averaged weights beside the trained ones."""
-    from utils.trainer import Progress
+    from utils.training.trainer import Progress
 
     experiment = "digits_dct_ladder"
     settings = compose(experiment, *shrunk(experiment), "wandb.api_key=planted-key")
@@ -125,4 +126,4 @@ def saved(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").touch()
     path = tmp_path / "run" / "checkpoints" / "best.pth"
-    return checkpoint.save(path, config.without_secrets(settings), state), model
+    return checkpoints.save(path, identity.without_secrets(settings), state), model

@@ -95,7 +95,7 @@ def start(case: dict, rank: int, world: int, port: int) -> int:
 
 def go_wrong(step: int, what: str, *more) -> None:
     """When this training step begins."""
-    from utils.trainer import Trainer
+    from utils.training.trainer import Trainer
 
     whole = Trainer._train_step
 

@@ -15,11 +15,11 @@ import yaml
 
 from benchmarks import memory, saving, start
 from tests.conftest import ROOT, compose, shrunk
-from utils import config
-from utils.validation import validate
+from utils.settings import composition
+from utils.settings.validation import validate
 
 FOLDERS = ("datasets", "model", "utils")
-SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 SOURCES.append(ROOT / "run_experiment.py")
 DISTRIBUTIONS = {  # import name -> distribution, where they differ
     "sklearn": "scikit-learn",
@@ -139,7 +139,7 @@ def test_a_process_is_not_charged_with_its_parents_memory():
 def test_memory_that_was_freed_is_used_again():
     program = (
         "import resource, torch\n"
-        "from utils.memory import keep_freed\n"
+        "from utils.training.memory import keep_freed\n"
         "def faults():\n"
         "    for turn in range(8):\n"
         "        if turn == 4: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
@@ -188,9 +188,9 @@ def test_readme_commands_compose():
                 pairs = [override.partition("=") for override in overrides]
                 choices = [[f"{key}={v}" for v in value.split(",")] for key, _, value in pairs]
             for job in itertools.product(*choices):
-                composed = config.compose(list(job))
+                composed = composition.compose(list(job))
                 if composed.task.name == "train" and composed.train.resume_id is None:
-                    validate(config.resolve(composed))
+                    validate(composition.resolve(composed))
             checked += 1
     assert checked >= 8
 
@@ -210,7 +210,7 @@ def test_readme_names_only_settings_and_files_that_exist():
     for path in re.findall(r"`((?:configs|model|datasets|utils|tests)/[\w./]*)`", text):
         if "." in path or path.endswith("/"):  # else it is a config group
             assert (ROOT / path).exists(), path
-    from utils.rules import RULES
+    from utils.settings.rules import RULES
 
     prefixes = ("model.", "train.", "dataset.", "wandb.", "task.")
     for key in re.findall(r"`([a-z_]+\.[\w.]+)(?:=[^`]*)?`", text):

@@ -1,0 +1,1 @@
+"""Files: fetched, decoded, stored, read."""

@@ -1,0 +1,154 @@
+"""Runs side by side: groups, means over seeds, and intervals of differences that hold."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from utils.errors import ConfigError
+from utils.evaluation import compare
+from utils.evaluation.collapse import THRESHOLDS
+from utils.evaluation.compare import Run, contents, difference, groups, measures, sources, stored
+from utils.files import file_digest, write_arrays, write_json
+from utils.report.comparison import write_comparison
+from utils.terminal import Terminal
+
+N = 500
+IMAGES = np.random.default_rng(0).normal(90, 10, N)  # what the images have in common
+
+
+def run(name="a", seed=0, shift=0.0, noise=0.5, context=3, samples=100, digest="same") -> Run:
+    """A run whose nll is the images' own, plus a shift, plus noise of its own."""
+    rng = np.random.default_rng([seed, len(name), ord(name[0])])
+    nll = IMAGES + shift + noise * rng.normal(size=N)
+    kl = np.stack([np.full(N, 4.0), np.full(N, 2.0)], 1)
+    arrays = {"nll_iwae": nll, "nelbo": nll + 1, "kl": kl, "reconstruction": nll - 5}
+    entry = {"estimator": "iwae", "num_samples": samples, "prior_samples": 16, "nll": nll.mean()}
+    entry |= {"nll_se": 0.4, "ess": 9.0, "images": N}
+    bound = {"images": N, "passes": 2, "reconstruction": 85.0, "nelbo": 91.0, "nelbo_se": 0.4}
+    bound |= {"kl": [4.0, 2.0], "kl_se": [0.0, 0.0], "elements": [8, 8], "collapsed": [0, 0]}
+    bound |= {"active": [6, 2], "active_low": [5, 2], "active_high": [6, 4]}
+    record = {"name": name, "seed": seed, "checkpoint": f"{name}{seed}.pth", "dataset": "d"}
+    record |= {"split": "test", "images_digest": digest, "protocol": "p", "dims": 64}
+    record |= {"context": True, "bound": bound, "likelihoods": [entry]}
+    record |= {"active_by_threshold": [8] * len(THRESHOLDS)}
+    record |= {"config": {"name": name, "model": {"ctx_size": context}, "train": {"seed": seed}}}
+    return Run(record, arrays)
+
+
+def test_runs_are_grouped_by_everything_but_the_seed():
+    found = groups([run("a", 1), run("b", 0), run("a", 0), run("a", 0, context=5)])
+    labels = ["a model.ctx_size=3", "b", "a model.ctx_size=5"]
+    assert [group.label for group in found] == labels
+    assert [[r.seed for r in group.runs] for group in found] == [[0, 1], [0], [0]]
+
+
+def test_an_interval_over_images_is_of_paired_differences():
+    """Far narrower than the images' spread, and it holds the shift 95 times of 100."""
+    held = 0
+    for seed in range(100):
+        base, other = groups([run("a", seed), run("b", seed, shift=0.3)])
+        nll = measures([*base.runs, *other.runs])[0]
+        found = difference(nll, other, base)
+        assert found["over_images"] == pytest.approx(1.96 * (0.5 * 2**0.5) / N**0.5, rel=0.2)
+        held += abs(found["mean"] - 0.3) < found["over_images"]
+    assert 88 <= held <= 100
+
+
+def test_an_interval_over_seeds_is_students_t():
+    runs = [run("a", seed, shift) for seed, shift in enumerate((0, 1, 2))]
+    runs += [run("b", seed, shift) for seed, shift in enumerate((1, 2, 5))]
+    base, other = groups(runs)
+    nll = measures(runs)[0]
+    ours, theirs = other.seeds(nll.of), base.seeds(nll.of)
+    found = difference(nll, other, base)["over_seeds"]
+    low, high = stats.ttest_rel(ours, theirs).confidence_interval()
+    assert found == pytest.approx((high - low) / 2)
+    fewer = compare.Group("b", other.runs[:2])
+    found = difference(nll, fewer, base)["over_seeds"]
+    low, high = stats.ttest_ind(ours[:2], theirs, equal_var=False).confidence_interval()
+    assert found == pytest.approx((high - low) / 2)
+    one = compare.Group("b", other.runs[:1])
+    assert difference(nll, one, base)["over_seeds"] is None
+
+
+def test_active_units_differ_within_what_both_runs_leave_open():
+    base, other = groups([run("a"), run("b")])
+    active = measures([*base.runs, *other.runs])[-1]
+    found = difference(active, other, base)
+    assert found["mean"] == 0 and found["over_images"] == pytest.approx(100 * 2 * 2 / 16)
+
+
+def test_bits_are_nats_scaled():
+    runs = [run("a"), run("b", shift=1.0)]
+    nats, bits, *_ = measures(runs)
+    assert (nats.unit, bits.unit) == ("nats", "bits/dim")
+    assert bits.of(runs[0]) == pytest.approx(nats.of(runs[0]) / (64 * np.log(2)))
+
+
+@pytest.mark.parametrize(
+    ("runs", "complaint"),
+    [
+        ([run("a"), run("b", digest="other")], "evaluated on different images"),
+        ([run("a"), run("a")], "is among the runs twice"),
+        ([run("a"), run("b", samples=50)], "give model.is_k="),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(runs, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        contents(runs)
+
+
+def test_patterns_name_several_runs_and_one_is_too_few(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+    assert sources([f"{tmp_path}/*"]) == [str(tmp_path / "a"), str(tmp_path / "b")]
+    for few in ([], ["runs/one"], [f"{tmp_path}/c*"]):
+        with pytest.raises(ConfigError, match="name two or more"):
+            sources(few)
+
+
+def test_scores_on_disk_count_while_they_answer_the_question(tmp_path):
+    folder = tmp_path / "run"
+    weights = folder / "checkpoints" / "best.pth"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    (folder / "config.yaml").write_text("")
+    made = run("a")
+    dataset = {"name": "d", "channels": 1, "image_size": 8}
+    config = {"name": "a", "model": {"is_k": 100, "is_k_prior": 16}, "task": {"name": "train"}}
+    config |= {"dataset": dataset, "train": {"seed": 0}, "wandb": {}}
+    record = {**made.record, "config": config, "checkpoint_digest": file_digest(weights)}
+    write_arrays(folder / "results.npz", made.per_image)
+    write_json(folder / "results.json", record)
+    task = {"split": "test", "num_images": None, "estimators": ["iwae"]}
+
+    def found(overrides=(), **changes):
+        return stored(str(folder), {**task, **changes}, str(tmp_path), overrides)
+
+    assert found().record == record
+    assert np.array_equal(found().per_image["nll_iwae"], made.per_image["nll_iwae"])
+    assert found(["model.is_k=100"]) is not None
+    assert found(["model.is_k=200"]) is None
+    assert found(["train.seed=1"]) is None
+    assert found(split="validation") is None
+    assert found(num_images=10) is None
+    assert found(estimators=["iwae", "published"]) is None
+    weights.write_bytes(b"others")
+    assert found() is None
+    weights.unlink()  # scores alone can be compared too
+    assert found().record == record
+
+
+def test_the_page_has_every_figure(tmp_path):
+    runs = [run("a", seed) for seed in (0, 1)] + [run("b", seed, shift=2) for seed in (0, 1)]
+    page = write_comparison(runs, tmp_path, Terminal(False))
+    content = json.loads((tmp_path / "compare.json").read_text())
+    text = page.read_text()
+    assert (tmp_path / "comparison.png").stat().st_size > 5000
+    for found in content["groups"][1]["measures"]:
+        assert f"{found['mean']:.2f}" in text or f"{found['mean']:.4f}" in text or "50.0" in text
+    (nll, *_) = content["differences"][0]["measures"]
+    assert nll["mean"] == pytest.approx(2, abs=0.1) and f"+{nll['mean']:.2f}" in text
+    assert "<svg" in text and "http" not in text.replace("http://www.w3.org/", "")

@@ -1,0 +1,190 @@
+"""`iwae` is a bound: it converges to an evidence known exactly and is never above it; the published
+shortcuts, put in its place one at a time, are caught by the same test.
+
+The toy has 2×2 binary images, a one-element context with 4 levels and 2 diffusion steps, and two
+scalar latents: p(u) and p(x | u) are integrated by quadrature. u is drawn once per image, so for
+each seed the exact value is log p(u) − log q(u | x) + log p(x | u) at that seed's u and target.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from model import ladder_vae
+from model.diffusion import DiffusionPrior, diffusion_constants
+from model.distributions import Gaussian, sum_per_image
+from model.layers import last_conv
+from model.noise import Noise
+from tests.model.test_diffusion import exact_log_prob
+from tests.model.test_ladder_vae import TOY, TOY_CONTEXT, exact_evidence, toy
+
+SEEDS, MANY = 200, 1000
+BETAS = np.array([0.2, 0.3])  # leaves a terminal KL, which the schedules all but remove
+GREY = torch.tensor([[0.9, -0.7], [-0.2, 0.4]], dtype=torch.float64).view(1, 1, 2, 2)
+GREY = GREY + 0.1  # r = 3.1: the dither chooses between levels 2 and 3
+
+
+def path_weight(prior, u, active, noise, paths, wide=False, terminal=True):
+    """A copy of DiffusionPrior.importance_weight for two steps, with two of the shortcuts."""
+    draws, u = noise.samples(0, paths), u.repeat(paths, 1, 1, 1)
+    t = torch.ones(len(u), dtype=torch.long)
+    q, zero = prior.noised(u, t), torch.zeros_like(u)
+    u_1 = q.sample(draws)
+    weight = Gaussian(zero, zero).log_prob(u_1) - q.log_prob(u_1) if terminal else zero
+    p, q = prior.reverse(u_1, t, active, draws), prior.true_posterior(u, u_1, t)
+    u_0 = q.sample(draws)
+    weight = weight + p.log_prob(u_0) - q.log_prob(u_0)
+    weight = weight + prior.decode(u, prior.reverse(u_0, t * 0, active, draws), published=wide)
+    return sum_per_image(weight * active).view(paths, -1).logsumexp(0) - math.log(paths)
+
+
+def analytic(latent, noise, paths):
+    """Analytic KLs inside the weights of the Gaussian latents."""
+    if isinstance(latent.p, Gaussian):
+        return -sum_per_image(latent.q.kl(latent.p))
+    return original_weight(latent, noise, paths)
+
+
+def without_dither(latent, noise, paths):
+    """q(u | x) left out, as if the context were a point."""
+    weight = original_weight(latent, noise, paths)
+    if isinstance(latent.p, Gaussian):
+        return weight
+    return weight + sum_per_image(latent.q.log_prob(latent.z))
+
+
+original_weight = ladder_vae._log_weight
+SHORTCUTS = {
+    "none": lambda patch: patch.setattr(DiffusionPrior, "importance_weight", path_weight),
+    "bins too wide": lambda patch: patch.setattr(
+        DiffusionPrior, "importance_weight", lambda *a: path_weight(*a, wide=True)
+    ),
+    "terminal KL left out": lambda patch: patch.setattr(
+        DiffusionPrior, "importance_weight", lambda *a: path_weight(*a, terminal=False)
+    ),
+    "analytic KLs": lambda patch: patch.setattr(ladder_vae, "_log_weight", analytic),
+    "dither's entropy left out": lambda patch: patch.setattr(
+        ladder_vae, "_log_weight", without_dither
+    ),
+}
+
+
+class Denoiser(torch.nn.Module):
+    """Expects what it sees: where the path says something of u, p(u) lives from it."""
+
+    def forward(self, u_t, t, noise):
+        """Mean u_t, log-variance −2."""
+        return torch.cat([u_t, torch.full_like(u_t, -2.0)], dim=1)
+
+
+def near_prior(model):
+    """The toy with posteriors near the priors, so that 1,000 weights are enough."""
+    for block in model.decoder.blocks:
+        for net in (block.posterior_net, block.prior.net):
+            for parameter in last_conv(net).parameters():
+                parameter.data.mul_(0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The toy with a context and a prior in which every shortcut makes a difference."""
+    model = near_prior(toy("digits_dct_ladder", TOY_CONTEXT))
+    prior = model.decoder.context_prior
+    prior.net = Denoiser()
+    for name, values in diffusion_constants(BETAS).items():
+        getattr(prior, name).copy_(torch.from_numpy(values))
+    return model
+
+
+@pytest.fixture(scope="module")
+def exact(model) -> torch.Tensor:
+    """Each seed's exact value: (SEEDS,)."""
+    noise = Noise.keyed(torch.arange(SEEDS), 1)
+    x = GREY.expand(SEEDS, -1, -1, -1)
+    with torch.no_grad():
+        target = model.likelihood.target(x, noise)
+        (context,) = model.decoder.infer_top(x, noise, 1.0)
+        found, values = {}, []
+        for image, u, log_q in zip(target, context.z, context.q.log_prob(context.z), strict=True):
+            key = (*image.flatten().tolist(), u.item())
+            if key not in found:
+                conditional = exact_evidence(model, image[None], top=[u[None]])
+                found[key] = conditional + exact_log_prob(model.decoder.context_prior, u.flatten())
+            values.append(found[key].item() - log_q.item())
+    assert len({key[-1] for key in found}) == 2  # the dither was at work
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def gap(model, exact, k: int) -> tuple[float, float]:
+    """Mean over seeds of estimate − exact value, and its standard error."""
+    noise = Noise.keyed(torch.arange(SEEDS), 1)
+    x = GREY.expand(SEEDS, -1, -1, -1)
+    difference = model.estimate(x, k, "iwae", noise, k, 4096)[0] - exact
+    return difference.mean().item(), difference.std().item() / math.sqrt(SEEDS)
+
+
+def is_exact_in_the_limit(model, exact) -> bool:
+    """The test that estimators must pass: never above by chance, and there with many samples."""
+    for k in (1, 8, MANY):
+        mean, error = gap(model, exact, k)
+        if mean > 4 * error:
+            return False
+    return abs(mean) <= 4 * error + 0.01
+
+
+def test_iwae_is_a_bound_and_converges(model, exact):
+    assert is_exact_in_the_limit(model, exact)
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_every_published_shortcut_is_caught(model, exact, shortcut, monkeypatch):
+    SHORTCUTS[shortcut](monkeypatch)
+    assert is_exact_in_the_limit(model, exact) == (shortcut == "none")
+
+
+@torch.no_grad()
+def test_the_plain_ladder_converges_too():
+    model = near_prior(toy("digits_ladder", TOY))
+    noise = Noise.keyed(torch.arange(SEEDS), 1)
+    x = GREY.expand(SEEDS, -1, -1, -1)
+    target = model.likelihood.target(x, noise)
+    found = {}
+    for image in target:
+        key = tuple(image.flatten().tolist())
+        if key not in found:
+            found[key] = exact_evidence(model, image[None])
+    values = [found[tuple(image.flatten().tolist())] for image in target]
+    assert is_exact_in_the_limit(model, torch.tensor(values, dtype=torch.float64))
+
+
+@torch.no_grad()
+def test_a_linear_gaussian_ladder_converges_to_its_closed_form():
+    """Residual blocks and priors made constant: x = A z + b + noise, and p(x) is a Gaussian."""
+    model = near_prior(toy("digits_ladder", [*TOY, "model.likelihood=gaussian"]))
+    for block in model.decoder.blocks:
+        for net in (last_conv(block.prior.net), *(last_conv(b.net) for b in block.blocks)):
+            for parameter in net.parameters():
+                parameter.zero_()
+    head = model.decoder.head[-1]
+    head.weight[1:].zero_()  # the pixels' raw variance: its bias alone
+
+    def pixels(z):
+        given = [z[:, i].view(-1, 1, 1, 1) for i in (0, 1)]
+        latents, out = model.decoder.descend(len(z), [], None, given, Noise.fresh(len(z)))
+        return latents, model._px(out).density
+
+    z = torch.tensor([[0, 0], [1, 0], [0, 1], [-2, 3]], dtype=torch.float64)
+    latents, density = pixels(z)
+    offset, first, second, other = density.mean.flatten(1)
+    columns = torch.stack([first - offset, second - offset], 1)  # (4 pixels, 2 latents)
+    torch.testing.assert_close(other, offset + columns @ z[3])
+    assert columns.abs().min() > 0.01
+    mean = torch.stack([latent.p.mean[0].flatten() for latent in latents]).flatten()
+    variance = torch.stack([latent.p.variance[0].flatten() for latent in latents]).flatten()
+    covariance = columns * variance @ columns.T + density.variance[0].flatten().diag()
+    evidence = torch.distributions.MultivariateNormal(offset + columns @ mean, covariance)
+    exact = evidence.log_prob(GREY.flatten()).expand(SEEDS)
+    assert is_exact_in_the_limit(model, exact)

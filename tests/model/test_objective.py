@@ -1,0 +1,53 @@
+"""The loss is the sum of its parts; beta, free bits and units."""
+
+import math
+
+import pytest
+import torch
+
+from model.noise import Noise
+from model.objective import Objective, bits_per_dim
+from tests.conftest import compose, randomised, shrunk
+from utils.settings.build import build_model
+
+
+@pytest.fixture(params=["digits_dct_ladder", "digits_ladder"])
+def output(request):
+    """One pass of a small random model."""
+    model = randomised(build_model(compose(request.param, *shrunk(request.param))), 0.1)
+    x = torch.rand(5, 1, 8, 8) * 2 - 1
+    return model(x, noise=Noise.keyed(torch.arange(5), 0))
+
+
+def test_loss_is_the_sum_of_its_logged_parts(output):
+    for beta in (0.0, 0.3, 1.0):
+        parts = Objective()(output, beta)
+        nats = (parts.reconstruction + beta * parts.kl.sum(1)).mean()
+        assert parts.loss.item() == pytest.approx((nats / (64 * math.log(2))).item())
+    torch.testing.assert_close(parts.nelbo, output.reconstruction + output.kl.sum(1))
+    elements = torch.stack([latent.kl.flatten(1).sum(1) for latent in output.latents], 1)
+    torch.testing.assert_close(parts.kl, elements)
+
+
+def test_beta_warm_up():
+    objective = Objective(beta_start=0.1, beta_end=0.5, warmup=4)
+    found = [objective.beta(epoch) for epoch in (0, 1, 2, 4, 100)]
+    assert found == pytest.approx([0.1, 0.2, 0.3, 0.5, 0.5])
+    assert Objective().beta(0) == 1.0
+
+
+def test_free_bits_floor_every_gaussian_element(output):
+    plain, floored = Objective()(output, 1.0), Objective(free_bits_thr=8.0)(output, 1.0)
+    expected = 0.0
+    for latent in output.latents:
+        kl = latent.kl.flatten(1)
+        gaussian = hasattr(latent.p, "logvar")
+        expected += (kl.clamp(min=8.0 / kl.shape[1]) if gaussian else kl).sum(1).mean()
+    expected += output.reconstruction.mean()
+    assert floored.loss.item() == pytest.approx((expected / (64 * math.log(2))).item(), rel=1e-5)
+    assert floored.loss > plain.loss
+    assert torch.equal(floored.kl, plain.kl)  # what is logged stays the KL
+
+
+def test_bits_per_dim():
+    assert bits_per_dim(784 * math.log(2), 784) == pytest.approx(1.0)

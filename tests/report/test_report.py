@@ -1,0 +1,177 @@
+"""The collapse report: its figures add up, its page needs nothing else, its verdicts are fair."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from datasets.loaders import EvaluationBatches
+from tests.conftest import compose, randomised, shrunk
+from utils.evaluation import scoring
+from utils.evaluation.collapse import THRESHOLDS
+from utils.processes.launch import Processes
+from utils.report import collapse_page
+from utils.report.collapse_report import verdict, write_report
+from utils.report.drawing import INK
+from utils.settings.build import build_model
+from utils.terminal import Terminal
+
+IMAGES = torch.randint(0, 17, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
+VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use"}
+
+
+class Page(HTMLParser):
+    """Tags that are open, links, texts; fails on a tag closed out of order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module", params=["digits_ladder", "digits_dct_ladder"])
+def written(request, tmp_path_factory):
+    """(folder, content, page) of a small model's report."""
+    folder = tmp_path_factory.mktemp("report")
+    settings = compose(request.param, *shrunk(request.param), "task.mi_images=10")
+    torch.manual_seed(0)
+    model = randomised(build_model(settings), 0.05).eval()
+    checkpoint = folder / "best.pth"
+    checkpoint.write_bytes(b"weights")
+    batches, terminal = EvaluationBatches(IMAGES, 16, 30), Terminal(False)
+    score = scoring.score(model, settings, batches, "test", checkpoint, terminal)
+    paths = write_report(model, score, settings, batches, folder, Processes(), terminal)
+    assert sorted(paths) == sorted(folder.glob("*.png"))
+    content = json.loads((folder / "report.json").read_text())
+    return folder, content, (folder / "report.html").read_text()
+
+
+def test_layers_add_up(written):
+    _, content, _ = written
+    layers, bound = content["layers"], content["bound"]
+    assert len(layers) == (7 if content["context"] else 6)
+    assert sum(row["kl_share"] for row in layers) == pytest.approx(1)
+    assert layers[-1]["kl_cumulative_share"] == pytest.approx(1)
+    whole = bound["reconstruction"] + sum(row["kl"] for row in layers)
+    assert whole == pytest.approx(bound["nelbo"])
+    for row in layers:
+        units = row["per_unit"]
+        assert sum(units["kl"]) == pytest.approx(row["kl"], rel=1e-5, abs=1e-5)
+        assert row["kl_bits"] * 0.6931472 == pytest.approx(row["kl"])
+        assert len(units["kl"]) == row["units"] == torch.Size(row["shape"]).numel()
+        assert sum(units["kl_share"]) == pytest.approx(row["kl_share"], abs=1e-6)
+        assert sum(units["kl_bits"]) == pytest.approx(row["kl_bits"], rel=1e-5, abs=1e-5)
+        assert row["active"] == sum(v > 0.01 for v in units["variance"])
+        assert row["active_low"] <= row["active"] <= row["active_high"]
+        counts = [count for count, _, _ in row["active_by_threshold"]]
+        assert counts == sorted(counts, reverse=True) and len(counts) == len(THRESHOLDS)
+        collapsed = row["collapsed_by_epsilon"]
+        assert collapsed == sorted(collapsed) and collapsed[-1] == row["units"]
+    reached = [(k, c) for row in layers for k, c in _pairs(row["per_unit"])]
+    shares = [c for _, c in sorted(reached, key=lambda pair: -pair[0])]
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
+    assert [row["kept"] for row in content["top_kept"]] == list(range(len(layers) + 1))
+    assert content["top_kept"][-1]["lost"] == 0
+    assert layers[-1]["without"]["nelbo"] == content["top_kept"][-2]["nelbo"]
+
+
+def _pairs(units: dict) -> list[tuple[float, float]]:
+    """KL and cumulative share of each unit."""
+    return list(zip(units["kl"], units["kl_cumulative_share"], strict=True))
+
+
+def test_every_picture_is_there_as_a_file(written):
+    folder, content, _ = written
+    names = {"layers", "active_units", "collapsed_units", "kl_maps", "interventions"}
+    names |= {"information", "aggregates", "samples", "samples_fixed_top", "reconstructions"}
+    names |= {"reconstructions_top"} | ({"context", "diffusion"} if content["context"] else set())
+    found = {path.stem for path in folder.glob("*.png")}
+    assert names <= found <= names | {"traversals"}
+    for path in folder.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 2000
+
+
+def test_the_page_stands_alone(written):
+    """One file: no link but to its own headings, no script or style from elsewhere."""
+    folder, _, text = written
+    page = Page(text)
+    assert page.open == []
+    for name, value in page.attributes:
+        if name in ("href", "src", "xlink:href", "data"):
+            assert value.startswith(("#", "data:image/png;base64,")), value
+    assert "@import" not in text and "url(http" not in text
+    assert page.tags.count("svg") == len(list(folder.glob("*.png")))
+    assert INK not in text and "currentColor" in text  # drawings take the page's colours
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_says_what_was_evaluated_and_how(written):
+    _, content, text = written
+    page = Page(text).text
+    assert f"{content['name']}: what each layer carries" in page
+    assert "30 test images of digits" in page and content["protocol"] in page
+    for entry in content["likelihoods"]:
+        assert entry["estimator"] in page and f"{entry['nll']:,.2f}" in page
+    for row in content["layers"]:
+        assert row["verdict"] in page
+
+
+def test_a_name_is_text_and_never_markup(written):
+    _, content, _ = written
+    sections = collapse_page.sections({**content, "name": "<b>x</b>"}, {})
+    from utils.report.page import TEMPLATE, write_page
+
+    assert TEMPLATE.exists()
+    path = write_page(written[0] / "other.html", "<script>alert(1)</script>", ["<b>"], sections)
+    text = path.read_text()
+    path.unlink()
+    assert "<script>alert" not in text and "&lt;b&gt;" in text
+
+
+def layer(kl=1.0, active=8, units=16, lost=1.0, error=0.1, share=0.3, context=False) -> dict:
+    """What a verdict is about."""
+    row = {"layer": 3, "context": context, "kl": kl, "units": units, "active": active}
+    return {**row, "kl_share": share, "without": {"lost": lost, "lost_se": error / 1.96}}
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            layer(kl=0.04, active=0, units=49, lost=0.01, error=0.02),
+            "Layer 3 has collapsed: 0.04 nats, 0 of 49 units active; without it the bound is the "
+            "same (by +0.01 ± 0.02 nats).",
+        ),
+        (
+            layer(kl=23.1, active=48, units=49, lost=130.2, error=2.1, share=0.47, context=True),
+            "The context is in use: 23.10 nats, 48 of 49 units active, 47.0% of the KL; without it "
+            "the bound is 130.20 ± 2.10 nats worse.",
+        ),
+        (layer(active=1, units=49), "Layer 3 has mostly collapsed: 1.00 nats, 1 of 49 units"),
+        (layer(share=0.01), "Layer 3 carries little: 1.00 nats"),
+        (layer(active=0), "Layer 3 costs 1.00 nats yet has none of its 16 units active"),
+        (layer(lost=-0.5), "without it the bound is 0.50 ± 0.10 nats better."),
+    ],
+)
+def test_verdicts(row, sentence):
+    assert sentence in verdict(row)

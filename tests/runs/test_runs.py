@@ -1,0 +1,84 @@
+"""A run's folder: one process at a time, nothing lost when it starts anew."""
+
+import json
+import logging
+import warnings
+
+import pytest
+import yaml
+
+from tests.conftest import compose
+from utils.errors import ConfigError
+from utils.processes.launch import Processes
+from utils.runs.folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def own_log():
+    """Put the log's handlers back after each test."""
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    yield
+    logging.captureWarnings(False)
+    for handler in list(root.handlers):
+        if handler not in handlers:
+            handler.close()
+    root.handlers = handlers
+
+
+def folder(tmp_path, *overrides, processes=None) -> RunFolder:
+    """The folder of a digits run."""
+    settings = compose("digits_ladder", f"runs_dir={tmp_path}", *overrides)
+    return RunFolder(settings, processes or Processes())
+
+
+def test_a_second_process_is_told_to_wait(tmp_path):
+    first, second = folder(tmp_path), folder(tmp_path)
+    with first.opened(anew=False):
+        with (
+            pytest.raises(ConfigError, match="is being trained by another process"),
+            second.opened(anew=False),
+        ):
+            pass
+        with folder(tmp_path, "train.seed=7").opened(anew=False):
+            pass
+    with second.opened(anew=False):
+        assert second.wandb_id == first.wandb_id
+
+
+def test_starting_anew_keeps_the_old_folder(tmp_path):
+    run = folder(tmp_path)
+    for mark in ("one", "two", "three"):
+        with run.opened(anew=run.results() is not None):
+            run.finish({"mark": mark}, {})
+    marks = {p.name: json.loads((p / "results.json").read_text()) for p in tmp_path.iterdir()}
+    assert marks[run.name] == {"mark": "three"}
+    assert marks[f"{run.name}.old1"] == {"mark": "one"}
+    assert marks[f"{run.name}.old2"] == {"mark": "two"}
+
+
+def test_the_log_has_warnings_and_the_error_that_ended_it(tmp_path):
+    run = folder(tmp_path)
+    with pytest.raises(RuntimeError), run.opened(anew=False):
+        warnings.warn("something odd", stacklevel=1)
+        raise RuntimeError("the end")
+    text = (run.path / "run.log").read_text()
+    assert "something odd" in text and "RuntimeError: the end" in text
+
+
+def test_no_secret_is_written(tmp_path):
+    run = folder(tmp_path, "wandb.api_key=planted-key")
+    with run.opened(anew=False):
+        pass
+    for path in run.path.rglob("*"):
+        assert not path.is_file() or b"planted-key" not in path.read_bytes()
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["wandb"]["api_key"] is None
+
+
+def test_other_processes_write_nothing(tmp_path):
+    main = folder(tmp_path)
+    other = folder(tmp_path, processes=Processes(rank=1, world=2))
+    with main.opened(anew=False), other.opened(anew=False):
+        other.save("last", {})
+        other.finish({}, {})
+    assert not list(main.checkpoints.iterdir()) and main.results() is None

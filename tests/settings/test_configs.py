@@ -1,0 +1,231 @@
+"""Every shipped experiment composes, builds and trains; every wrong value gets one sentence."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from model.noise import Noise
+from tests.conftest import ROOT, TINY_UNET, compose, shrunk
+from utils import errors
+from utils.settings import build, composition, identity
+from utils.settings.rules import RULES
+from utils.settings.trust import CONFIGS
+from utils.settings.validation import validate
+
+EXPERIMENTS = composition.experiments()
+PARAMETERS = {  # of the published models, less those that they never use (model.md, section 9)
+    "mnist_dct_ladder": 696_439 - 8_650,
+    "mnist_ladder": 656_617 - 11_984,
+}
+
+
+def test_all_ten_are_there():
+    sets = ("cifar", "digits", "mnist", "omniglot", "svhn")
+    assert sorted(f"{s}{kind}_ladder" for s in sets for kind in ("", "_dct")) == EXPERIMENTS
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_it_builds_at_full_size(experiment):
+    settings = compose(experiment)
+    with torch.device("meta"):
+        model = build.build_model(settings)
+    count = sum(p.numel() for p in model.parameters())
+    assert count == PARAMETERS.get(experiment, count)
+    assert len(model.decoder.blocks) == sum(settings["model"]["latent_scales"])
+    assert settings["name"] == experiment and settings["train"]["seed"] == 123
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_it_takes_two_steps(experiment):
+    settings = compose(experiment, *shrunk(experiment))
+    torch.manual_seed(0)
+    model, objective = build.build_model(settings), build.build_objective(settings)
+    dataset = settings["dataset"]
+    shape = (4, dataset["channels"], dataset["image_size"], dataset["image_size"])
+    images = torch.randint(0, dataset["levels"], shape)
+    model.fit_context(images.byte(), dataset["levels"] - 1)
+    x = 2.0 * images / (dataset["levels"] - 1) - 1
+    optimizer, _ = build.build_optimizer(settings, model)
+    for step in range(2):
+        optimizer.zero_grad()
+        loss = objective(model(x, noise=Noise.keyed(torch.arange(4), step)), 1.0).loss
+        loss.backward()
+        optimizer.step()
+    assert loss.isfinite()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]  # all are used
+
+
+def test_published_settings_of_the_table():
+    cifar = compose("cifar_dct_ladder")
+    assert cifar["model"]["latent_scales"] == [10, 5, 5, 2, 0, 1]
+    assert cifar["model"]["decoder"]["z_L_prior"]["model"]["channel_mult"] == [1, 1]
+    assert cifar["train"]["scheduler"]["T_max"] == cifar["train"]["max_epochs"] == 8000
+    assert cifar["train"]["optimizer"]["lr"] == 4e-4 and cifar["train"]["use_amp"]
+    assert not compose("omniglot_dct_ladder")["model"]["decoder"]["condition_on_last"]
+    assert compose("svhn_ladder")["dataset"]["data_module"]["test_batch_size"] == 128
+
+
+def test_every_rule_belongs_to_a_shipped_key_and_every_key_has_one():
+    keys = set()
+    for path in CONFIGS.rglob("*.yaml"):
+        content = yaml.safe_load(path.read_text()) or {}
+        content.pop("defaults", None)
+        content.pop("hydra", None)
+        folder = path.relative_to(CONFIGS).parent.parts
+        inside = folder if path.stem != "defaults" or folder else ()
+        prefix = "" if not inside or inside[0] == "experiment" else ".".join(inside) + "."
+        keys |= {prefix + key for key, _ in identity.leaves(content)}
+    assert keys - {"train.scheduler"} <= set(RULES)
+    assert set(RULES) - keys == {"train.scheduler"}
+
+
+def test_every_key_is_read_somewhere():
+    """A key that no code names is decoration; those below a target are read by its signature."""
+    code = "\n".join(
+        path.read_text()
+        for folder in ("datasets", "model", "utils")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "rules.py"
+    )
+    code += (ROOT / "run_experiment.py").read_text()
+    passed_on = ("train.optimizer.", "train.scheduler.")
+    for key in RULES:
+        name = key.rpartition(".")[2]
+        if not key.startswith(passed_on) and not name.startswith("_"):
+            assert re.search(rf"\b{name}\b", code), key
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("train.optimizer.lr=abc", "train.optimizer.lr='abc' .*use a number"),
+        ("train.optimizer.lr=-1", "train.optimizer.lr=-1 .*use a number"),
+        ("train.optimizer.lr=nan", "train.optimizer.lr=nan .*use a number"),
+        ("train.max_epochs=1.5", "train.max_epochs=1.5 .*whole number of 1 or more"),
+        ("train.max_epochs=true", "train.max_epochs=True .*whole number"),
+        ("train.seed=-1", "train.seed=-1"),
+        ("train.foo=3", "train.foo is not a setting: did you mean"),
+        ("+train.foo=3", "train.foo is not a setting: did you mean"),
+        ("task.num_images=3", "task.num_images is not a setting here: the task chosen"),
+        ("train.use_amp=yes please", "train.use_amp='yes please' .*one of true, false"),
+        ("train.device=gpu", "train.device='gpu' .*auto, cpu, cuda"),
+        ("model.likelihood=poisson", "model.likelihood='poisson' .*one of bernoulli"),
+        ("model.latent_scales=[4,3,1]", "latent_scales=.* has 3 .*latent_width=.* has 2"),
+        ("model.latent_scales=[4,0]", "no latents at its coarsest scale"),
+        ("model.latent_scales=4", "model.latent_scales=4 .*a list"),
+        ("model.latent_width=[1,0]", "latent_width=.* has a 0"),
+        ("model.latent_width=[1,1.5]", "latent_width=.*whole number"),
+        ("dataset.image_size=30", "halves the image 2 times, which 30 pixels"),
+        ("model.ctx_size=29", "model.ctx_size=29 is over the image's 28 pixels"),
+        ("model.ctx_size=0", "model.ctx_size=0"),
+        ("model.block_ch_mult=0.01", "block_ch_mult=0.01 leaves a block no channels"),
+        ("model.decoder.z_L_prior.T=1", "z_L_prior.T=1 .*2"),
+        (f"{TINY_UNET}.model_channels=24", "model_channels=24 times 1 is no multiple of 16"),
+        (f"{TINY_UNET}.num_heads=5", "num_heads=5 does not divide"),
+        (f"{TINY_UNET}.channel_mult=[1,1]", "halves the top latent 1 times, which its 7 elements"),
+        ("model/decoder=ladder", "needs model/decoder=context"),
+        ("model/decoder/z_L_prior=standard", "must be a diffusion model"),
+        ("model/decoder/z_L_prior=nope", "nope is not a choice: use one of ddgm, gaussian"),
+        (
+            "train/optimizer=sgd",
+            "sgd is not a choice: use one of adam, adamax, adamw",
+        ),
+        ("experiment=nope", "experiment=nope is not a choice: use one of cifar_dct_ladder"),
+        ("model.latent_scales=[4,", "correct the command line"),
+        ("wandb.setup.mode=on", "wandb.setup.mode=.*one of auto, online, offline, disabled"),
+    ],
+)
+def test_wrong_values_get_one_sentence(override, complaint):
+    with pytest.raises(errors.ConfigError, match=complaint) as caught:
+        if override.startswith("experiment"):
+            validate(composition.resolve(composition.compose([override])))
+        else:
+            compose("mnist_dct_ladder", override)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_an_experiment_the_remedy_is_named():
+    with pytest.raises(errors.ConfigError, match=r"choose an experiment=…"):
+        validate(composition.resolve(composition.compose([])))
+
+
+def test_wrong_targets_and_arguments_get_one_sentence():
+    for override, complaint in (
+        ("dataset._target_=nowhere.load", "dataset._target_=nowhere.load failed"),
+        ("dataset._target_=datasets.digits.nope", "digits.nope failed"),
+    ):
+        with pytest.raises(errors.ConfigError, match=complaint):
+            build.load_images(compose("digits_ladder", override))
+    settings = compose("digits_ladder", "+train.optimizer.lrr=1", *shrunk("digits_ladder"))
+    with pytest.raises(errors.ConfigError, match=r"AdamW failed .*lrr"):
+        build.build_optimizer(settings, build.build_model(settings))
+
+
+def test_images_must_be_what_the_settings_say():
+    for override, complaint in (
+        ("dataset.image_size=16", r"image_size=16 don't fit .*\(1, 8, 8\): use 1 and 8"),
+        ("dataset.levels=256", "dataset.levels=256 doesn't fit .* use 17"),
+    ):
+        with pytest.raises(errors.ConfigError, match=complaint):
+            build.load_images(compose("digits_ladder", override))
+
+
+def test_the_digest_follows_what_determines_the_result():
+    base = identity.run_name(compose("mnist_dct_ladder"))
+    assert re.fullmatch(r"mnist_dct_ladder-seed123-[0-9a-f]{8}", base)
+    same = ["train.device=cpu", "dataset.root=/elsewhere", "runs_dir=there", "train.ddp=false"]
+    same += ["wandb.setup.mode=disabled", "wandb.api_key=secret", "train.eval_freq=5"]
+    same += ["dataset.data_module.test_batch_size=7", "dataset.download=false"]
+    assert identity.run_name(compose("mnist_dct_ladder", *same)) == base
+    names = {base}
+    for change in ("train.seed=1", "model.num_ch=16", "train.max_epochs=5", "model.is_k=2"):
+        names.add(identity.run_name(compose("mnist_dct_ladder", change)))
+    assert len(names) == 5
+
+
+def test_secrets_are_not_written_down():
+    settings = compose("digits_ladder", "wandb.api_key=planted-key")
+    assert "planted-key" not in str(identity.without_secrets(settings))
+    assert settings["wandb"]["api_key"] == "planted-key"
+
+
+def test_a_text_that_looks_like_a_number_stays_one():
+    texts = ["train.resume_id=12e45678", "runs_dir=2026", "+dataset.root=1_2", "wandb.notes=nan"]
+    others = ["train.seed=3", "train.lr=1e-3", "train.resume_id=null", "checkpoint='7'", "my.key=1"]
+    arguments = [*texts, *others]
+    composition.quote_texts(arguments)
+    assert arguments[len(texts) :] == others
+    parsed = OverridesParser.create().parse_overrides(arguments[: len(texts)])
+    assert [override.value() for override in parsed] == ["12e45678", "2026", "1_2", "nan"]
+
+
+def test_overrides_on_a_trained_models_settings():
+    saved = compose("digits_dct_ladder")
+    found = composition.override_settings(saved, ["model.is_k=3", "task=test", "checkpoint=x"])
+    assert found["model"]["is_k"] == 3
+    assert found == {**saved, "model": {**saved["model"], "is_k": 3}}
+    earlier = {**saved, "train": {k: v for k, v in saved["train"].items() if k != "compute_fid"}}
+    assert composition.override_settings(earlier, []) == saved
+    of_mnist = compose("mnist_ladder")
+    other = composition.override_settings(of_mnist, ["dataset=omniglot", "dataset.root=/here"])
+    assert other["dataset"]["name"] == "omniglot" and other["dataset"]["root"] == "/here"
+    for override, complaint in (
+        ("experiment=mnist_ladder", "contradicts the checkpoint"),
+        ("model/encoder=small_ladder", "another model"),
+        ("dataset=mnist", "images of 1×28×28, the checkpoint is of a model of 1×8×8"),
+        ("dataset.image_size=16", "images of 1×16×16"),
+    ):
+        with pytest.raises(errors.ConfigError, match=complaint):
+            composition.override_settings(saved, [override])
+
+
+def test_plain_containers_survive_yaml():
+    settings = compose("cifar_dct_ladder")
+    assert yaml.safe_load(yaml.safe_dump(settings)) == settings
+    assert OmegaConf.to_container(OmegaConf.create(settings)) == settings
+    assert Path(CONFIGS).is_dir()

@@ -1,0 +1,88 @@
+"""The folder's record is complete whatever happens to a mirror, and can be taken back to a step."""
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.image import imsave
+
+from utils.tracking.sinks import LocalSink, Sink
+from utils.tracking.tensorboard import TensorBoardSink
+from utils.tracking.tracker import Tracker
+
+
+class Broken(Sink):
+    """A mirror that always fails."""
+
+    def log(self, values, epoch, step):
+        """Fail."""
+        raise ConnectionError("away")
+
+
+def test_rows_come_back(tmp_path):
+    sink = LocalSink(tmp_path / "metrics.jsonl")
+    assert sink.rows() == []
+    for step in (1, 2, 3):
+        sink.log({"train/loss": step / 10}, epoch=1, step=step)
+    assert [row["step"] for row in sink.rows()] == [1, 2, 3]
+    assert sink.rows()[1] == {"epoch": 1, "step": 2, "train/loss": 0.2}
+
+
+def test_rewinding_drops_what_will_be_logged_again_and_a_line_cut_short(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    sink = LocalSink(path)
+    for epoch in (1, 2, 3):
+        sink.log({"a": 0.1}, epoch=epoch, step=10 * epoch)
+    with open(path, "a") as file:
+        file.write('{"epoch": 4, "st')
+    with caplog.at_level(logging.WARNING):
+        Tracker(tmp_path, [sink]).begin(2)
+    assert "cut short" in caplog.text
+    assert [row["epoch"] for row in sink.rows()] == [1, 2]
+    assert path.read_text().count("\n") == 2
+
+
+def test_a_mirror_in_trouble_does_not_end_the_run(tmp_path, caplog):
+    local = LocalSink(tmp_path / "metrics.jsonl")
+    tracker = Tracker(tmp_path, [Broken(), local])
+    tracker.log({"a": 1.0}, epoch=1, step=1)
+    assert len(local.rows()) == 1 and "Broken failed" in caplog.text
+    assert tracker.local is local
+
+
+def test_trouble_with_the_folder_itself_does(tmp_path):
+    tracker = Tracker(tmp_path, [LocalSink(tmp_path / "gone" / "metrics.jsonl")])
+    with pytest.raises(FileNotFoundError):
+        tracker.log({"a": 1.0}, epoch=1, step=1)
+
+
+def test_tensorboard_reads_what_is_written(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    picture = tmp_path / "samples.png"
+    imsave(picture, np.zeros((4, 4, 3)))
+    sinks = [LocalSink(tmp_path / "metrics.jsonl"), TensorBoardSink(tmp_path / "events")]
+    tracker = Tracker(tmp_path, sinks)
+    tracker.begin(0)
+    for step in (10, 20):
+        tracker.log({"val/loss": step / 10}, epoch=step // 10, step=step)
+    tracker.pictures([picture], epoch=2, step=20)
+    tracker.histograms({"collapse/log_variance_0": [-1.0, -2.0, 0.5]}, epoch=2, step=20)
+    tracker.summary({"test/nelbo": 3.0})
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("val/loss")]
+    assert found == [(10, 1.0), (20, 2.0)]
+    assert [event.value for event in events.Scalars("epoch")] == [1, 2]
+    assert events.Images("figures/samples")[0].step == 20
+    assert events.Histograms("collapse/log_variance_0")[0].histogram_value.num == 3
+    assert "summary/text_summary" in events.Tags()["tensors"]
+
+
+def test_without_tensorboard_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delattr("torch.utils.tensorboard", raising=False)  # where another test loaded it
+    with pytest.raises(ValueError, match=r"pip install -e '.\[tensorboard\]'"):
+        TensorBoardSink(tmp_path)

@@ -1,0 +1,1 @@
+"""Several processes: launched, introduced, summed over, watched."""

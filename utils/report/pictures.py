@@ -1,0 +1,182 @@
+"""Pictures of a model: what a person looks at to see what each layer carries."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from model import LadderVAE
+from model.noise import Noise
+from utils.evaluation.collapse import ACTIVE_THRESHOLD, Units
+from utils.report.drawing import STYLE, Drawing
+
+COLUMNS = 10
+MOST_ROWS = 9
+WALKS = 3  # of the diffusion, each way
+TEMPERATURES = (0.25, 0.5, 0.75, 1.0)
+PICTURES = 104  # keys the noise of pictures
+TRAVERSED, PER_LAYER, STEPS, REACH = 8, 2, 9, 3.0  # units, of one layer, values, ±deviations
+
+
+@torch.no_grad()
+def draw_model(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing]:
+    """All pictures of a model; x (B, C, H, W): the images to look at."""
+    model.eval()
+    drawings = [
+        draw_samples(model, seed),
+        draw_fixed_top(model, seed),
+        *draw_reconstructions(model, x, seed),
+    ]
+    if model.decoder.num_top:
+        drawings.append(draw_diffusion(model, x, seed))
+    return drawings
+
+
+@torch.no_grad()
+def draw_samples(
+    model: LadderVAE,
+    seed: int,
+    count: int = COLUMNS,
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> Drawing:
+    """E[x | latents] for latents from the prior, a block of rows per temperature."""
+    rows = []
+    for temperature in temperatures:
+        images = model.generate(count, temperature, _noise(model, count, seed)).mean
+        for first, part in enumerate(images.split(COLUMNS)):
+            rows.append((f"temperature {temperature:g}" if first == 0 else "", part))
+    return image_rows("samples", "Samples from the prior (mean of p(x | z))", rows)
+
+
+@torch.no_grad()
+def draw_fixed_top(model: LadderVAE, seed: int) -> Drawing:
+    """Samples that share their top k latents, one row per k."""
+    noise = _noise(model, 1, seed)
+    one, _ = model.generate_latents(1, noise=noise)
+    rows = []
+    for k in spread(len(one)):
+        given = [z.expand(COLUMNS, -1, -1, -1) for z in one[:k]]
+        draws = model.generate(COLUMNS, noise=_noise(model, COLUMNS, seed + k), given=given)
+        rows.append((f"top {k} fixed", draws.mean))
+    title = f"Samples that share their top k of {len(one)} latents"
+    return image_rows("samples_fixed_top", title, rows)
+
+
+@torch.no_grad()
+def draw_reconstructions(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing]:
+    """Reconstructions; those that keep the top k latents only; the context as an image."""
+    latents = model(x, noise=_noise(model, len(x), seed)).latents
+    values = [latent.z for latent in latents]
+
+    def rebuilt(keep: int) -> Tensor:
+        return model.generate(
+            len(x), noise=_noise(model, len(x), seed + 1), given=values[:keep]
+        ).mean
+
+    full = rebuilt(len(values))
+    rows = [("x", x), ("reconstruction", full), ("difference", (full - x) / 2)]
+    drawings = [image_rows("reconstructions", "All latents from the posterior", rows)]
+    rows = [("x", x)] + [(f"top {k} kept", rebuilt(k)) for k in spread(len(values))]
+    title = f"Top k of {len(values)} latents from the posterior, the rest from the prior"
+    drawings.append(image_rows("reconstructions_top", title, rows))
+    if model.decoder.num_top:
+        rows = [("x", x), ("context", model.decoder.context.render(values[0]))]
+        numbers = " × ".join(map(str, values[0].shape[1:]))
+        title = f"The context in image space ({numbers} numbers)"
+        drawings.append(image_rows("context", title, rows))
+    return drawings
+
+
+@torch.no_grad()
+def draw_diffusion(model: LadderVAE, x: Tensor, seed: int) -> Drawing:
+    """The contexts of some images noised step by step, and samples of it from noise to context."""
+    prior, context = model.decoder.context_prior, model.decoder.context
+    walks = min(WALKS, len(x))
+    noise = _noise(model, walks, seed)
+    u = model(x[:walks], noise=_noise(model, walks, seed)).latents[0].z
+    steps = sorted({round(t) for t in torch.linspace(0, prior.steps - 1, COLUMNS - 1).tolist()})
+    noised, eps = [u], noise.normal_like(u)
+    for step in steps:
+        q = prior.noised(u, torch.full((len(u),), step, device=u.device))
+        noised.append(q.mean + q.stddev * eps)
+    path = list(prior.sampling_path(walks, context.active, noise))  # u_{T-1} … u_0, u
+    drawn = [path[prior.steps - 1 - step] for step in reversed(steps)] + path[-1:]
+    rows = []
+    for title, walked in (("noised", noised), ("sampled", drawn)):
+        images = torch.stack([context.render(u_t) for u_t in walked], 1)  # (WALKS, steps, C, H, W)
+        rows += [(title if first == 0 else "", row) for first, row in enumerate(images)]
+    title = f"Contexts noised in {prior.steps} steps, and sampled back from noise"
+    return image_rows("diffusion", title, rows)
+
+
+@torch.no_grad()
+def draw_traversals(model: LadderVAE, x: Tensor, layers: Sequence[Units]) -> Drawing | None:
+    """The most active units of the first of the images x moved over ±3 of their deviations.
+
+    Layers above keep the image's posterior means, layers below follow by their priors' means.
+    None where no unit is active.
+    """
+    values = [latent.z for latent in model(x[:1], temperature=0).latents]
+    rows = []
+    for layer, unit in most_active(layers):
+        units = layers[layer]
+        reach = torch.linspace(-REACH, REACH, STEPS).to(x) * units.variance[unit].sqrt().item()
+        moved = values[layer].flatten(1).repeat(STEPS, 1)
+        moved[:, unit] = units.mean[unit].item() + reach
+        if layer < model.decoder.num_top:
+            moved = moved.clamp(-1.0, 1.0)
+        given = [z.expand(STEPS, -1, -1, -1) for z in values[:layer]]
+        given.append(moved.view(STEPS, *units.shape))
+        images = model.generate(STEPS, temperature=0, given=given).mean
+        rows.append((f"layer {layer}, unit {unit}", images))
+    if not rows:
+        return None
+    title = f"Most active units from −{REACH:g} to +{REACH:g} deviations, one image"
+    return image_rows("traversals", title, rows)
+
+
+def most_active(layers: Sequence[Units]) -> list[tuple[int, int]]:
+    """(layer, unit) of the active units of largest Var_x(E[z | x]), a few per layer, in order."""
+    found = []
+    for layer, units in enumerate(layers):
+        largest = units.variance.topk(min(PER_LAYER, units.variance.numel()))
+        found += [
+            (variance, layer, unit)
+            for variance, unit in zip(*(t.tolist() for t in largest), strict=True)
+            if variance > ACTIVE_THRESHOLD
+        ]
+    return sorted((layer, unit) for _, layer, unit in sorted(found, reverse=True)[:TRAVERSED])
+
+
+def image_rows(name: str, title: str, rows: Sequence[tuple[str, Tensor]]) -> Drawing:
+    """Labelled rows of images (N, C, H, W) in [−1, 1]."""
+    most = max(len(images) for _, images in rows)
+    size = (1.4 + 0.75 * most, 0.4 + 0.8 * len(rows))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(size, layout="constrained")
+        axes = figure.subplots(len(rows), 1, squeeze=False)
+        figure.suptitle(title, fontsize=10)
+        for axis, (label, images) in zip(axes[:, 0], rows, strict=True):
+            colours = (0.5 * (images.float().cpu() + 1.0)).clamp(0.0, 1.0).expand(-1, 3, -1, -1)
+            opaque = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)
+            strip = torch.nn.functional.pad(opaque, (0, 1))  # a clear column after each image
+            strip = strip.permute(2, 0, 3, 1).flatten(1, 2)  # (H, N·(W + 1), 4)
+            axis.imshow(strip.numpy(), interpolation="none", aspect="equal")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+            axis.spines[:].set_visible(False)
+    return Drawing(name, figure, title)
+
+
+def spread(latents: int) -> list[int]:
+    """1 … latents, thinned evenly to what fits one picture, both ends kept."""
+    if latents <= MOST_ROWS:
+        return list(range(1, latents + 1))
+    return sorted({round(k) for k in torch.linspace(1, latents, MOST_ROWS).tolist()})
+
+
+def _noise(model: LadderVAE, n: int, seed: int) -> Noise:
+    return Noise.keyed(torch.arange(n, device=model.device), seed, PICTURES)

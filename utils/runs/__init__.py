@@ -1,0 +1,1 @@
+"""A run's folder, its checkpoint files, and being asked to stop."""

@@ -1,0 +1,1 @@
+"""Settings: composed, checked, named by a digest, and built from."""

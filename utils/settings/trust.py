@@ -1,0 +1,87 @@
+"""What settings out of a file may hold: plain values, and no code but what is named here."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import yaml
+
+from utils.errors import ConfigError
+from utils.version import ROOT
+
+CONFIGS = ROOT / "configs"
+INTERPOLATION = "${"
+
+
+def recorded(content: object, named: str) -> dict:
+    """Settings out of a file (`named` in messages), as data: what could be more is refused.
+
+    Raises:
+        ConfigError: where they hold other things than mappings with texts as keys, lists, texts,
+            numbers, booleans and null; or an interpolation, which would read this process's
+            environment or other settings.
+    """
+    if not isinstance(content, dict):
+        raise ConfigError(f"{named} holds no settings: get a good copy.")
+    try:
+        return _plain(content, "", named)
+    except RecursionError:
+        raise ConfigError(f"{named} nests its settings without end: get a good copy.") from None
+
+
+def _plain(value: object, key: str, named: str) -> Any:
+    if isinstance(value, dict):
+        found = {}
+        for name, inner in value.items():
+            inside = f"{key}.{name}".lstrip(".")
+            _plain(name, f"key {inside!r}", named)
+            if type(name) is not str:
+                raise ConfigError(f"{named} has {name!r} for a key, no text: get a good copy.")
+            found[name] = _plain(inner, inside, named)
+        return found
+    if isinstance(value, list):
+        return [_plain(item, f"{key}.{index}", named) for index, item in enumerate(value)]
+    if type(value) is str and INTERPOLATION in value:
+        raise ConfigError(
+            f"{named} is not to be trusted: its {key} holds an interpolation ({value[:60]!r}), "
+            "which was not followed; get a good copy."
+        )
+    if value is not None and type(value) not in (str, bool, int, float):
+        raise ConfigError(
+            f"{named} is not to be trusted: its {key} is a {type(value).__name__}, which no "
+            "setting is; get a good copy."
+        )
+    return value
+
+
+def targets(node: Any) -> Iterator[tuple[str, str]]:
+    """(dotted key, value) of every `_target_` in settings, however deep: what building calls."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        if key == "_target_":
+            yield key, str(value)
+        elif isinstance(value, (dict, list)):
+            yield from ((f"{key}.{inner}", target) for inner, target in targets(value))
+
+
+def check_targets(settings: dict, overrides: Sequence[str], named: str) -> None:
+    """Settings that came in a file call nothing but what is named here.
+
+    Raises:
+        ConfigError: where they name what is in no file of configs/ and in no override. What lies
+            beside the file does not count: it came the same way.
+    """
+    given = {o.partition("=")[2] for o in overrides if o.partition("=")[0].endswith("_target_")}
+    here = _targets_in_configs() | given
+    for key, target in targets(settings):
+        if target not in here:
+            raise ConfigError(
+                f"{named} names code outside this project, {key}={target}, which was not run: add "
+                f"{key}={target} to the command if you trust it."
+            )
+
+
+@cache
+def _targets_in_configs() -> frozenset[str]:
+    contents = (yaml.safe_load(p.read_text(encoding="utf-8")) for p in CONFIGS.rglob("*.yaml"))
+    return frozenset(target for content in contents for _, target in targets(content or {}))

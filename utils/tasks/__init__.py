@@ -1,0 +1,1 @@
+"""What task.name may say: a function per task."""

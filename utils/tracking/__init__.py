@@ -1,0 +1,1 @@
+"""Where a run's record goes: its folder, W&B, TensorBoard."""

@@ -1,0 +1,1 @@
+"""Training: steps, epochs, and what can go wrong with them."""

@@ -1,0 +1,33 @@
+"""What is about to be trained, in a few lines."""
+
+from datasets.splits import ImageSplits
+from utils.processes.launch import Processes
+from utils.runs.folder import RunFolder
+from utils.terminal import Terminal
+from utils.training.trainer import Trainer
+
+
+def announce(
+    terminal: Terminal,
+    folder: RunFolder,
+    splits: ImageSplits,
+    trainer: Trainer,
+    processes: Processes,
+    threads: int,
+) -> None:
+    """What is about to run, in a few lines."""
+    settings, model, progress = folder.config, trainer.model, trainer.progress
+    batch, passes = trainer.batches.batch_size, settings["train"]["acc_grad"]
+    share = batch // (processes.world * passes)
+    parameters = sum(p.numel() for p in model.parameters())
+    where = f"{model.device}, {threads} thread(s)" if model.device.type == "cpu" else model.device
+    terminal.line(f"{folder.name}: {parameters:,} parameters, on {where}")
+    terminal.line(f"{settings['dataset']['name']}: {splits.counts} images of {splits.image_shape}")
+    for note in splits.notes:
+        terminal.line(f"{settings['dataset']['name']}: {note}")
+    terminal.line(
+        f"batch {batch} = {processes.world} process(es) × {passes} pass(es) × {share}"
+        + (f"; started by {processes.launcher}" if processes.world > 1 else "")
+    )
+    if progress.step:
+        terminal.line(f"continuing at epoch {progress.epoch + 1}, step {progress.step + 1}")
