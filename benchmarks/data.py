@@ -22,7 +22,9 @@ from rich.table import Table
 from benchmarks.measure import peak_memory
 from datasets.loaders import TrainBatches
 from datasets.splits import ImageSplits
-from utils.settings import build, composition
+from utils.settings import composition
+from utils.settings.images import load_images
+from utils.settings.schema import Settings
 from utils.training.memory import keep_freed
 
 MOST, WARM = 2_000, 10  # batches
@@ -30,17 +32,14 @@ TURNS = 7  # of each loader, of which the median counts
 CHUNK = 10_000  # generated images at a time
 
 
-def loaded(settings: dict, memory_limit: float) -> tuple[float, ImageSplits]:
+def loaded(settings: Settings) -> tuple[float, ImageSplits]:
     """Seconds until the images are there, and they."""
-    dataset = dict(settings["dataset"])
-    if "memory_limit" in dataset:
-        dataset["memory_limit"] = memory_limit
     began = time.perf_counter()
-    splits = build.load_images({**settings, "dataset": dataset})
+    splits = load_images(settings)
     return time.perf_counter() - began, splits
 
 
-def rate(settings: dict, splits: ImageSplits) -> float:
+def rate(settings: Settings, splits: ImageSplits) -> float:
     """Images per second of training's batches, flips included."""
     dataset = settings["dataset"]
     batches = TrainBatches(
@@ -87,22 +86,29 @@ def main() -> None:
             overrides.insert(0, "experiment=cifar_dct_ladder")
         else:
             overrides.insert(0, "experiment=mnist_dct_ladder")
-        settings = composition.resolve(composition.compose(overrides))
-        stored = "cache" in settings["dataset"]
+        settings = composition.composed_settings(composition.compose(overrides))
+        in_memory = settings
+        stored = settings.dataset.cache is not None
         if stored:
-            settings["dataset"]["cache"] = str(Path(folder, "cache"))
+            overrides.append(f"dataset.cache={Path(folder, 'cache')}")
+            settings, in_memory = (
+                composition.composed_settings(
+                    composition.compose([*overrides, f"dataset.memory_limit={limit}"])
+                )
+                for limit in (0, 1e6)
+            )
         rows, before, sources = [], peak_memory(), {}
-        first, splits = loaded(settings, 0)
+        first, splits = loaded(settings)
         rows.append(
             ("first start", f"{first:.1f} s", f"{peak_memory():.2f} GB, {before:.2f} of it before")
         )
         if stored:
-            again, sources["loader, on disk"] = loaded(settings, 0)
+            again, sources["loader, on disk"] = loaded(settings)
             rate(settings, sources["loader, on disk"])
             rows.append(
                 ("again, on disk, an epoch of it", f"{again:.1f} s", f"{peak_memory():.2f} GB")
             )
-        again, splits = loaded(settings, 1e6)
+        again, splits = loaded(in_memory)
         sources["loader"] = splits
         rows.append(("again", f"{again:.1f} s", f"{peak_memory():.2f} GB"))
         rates = [[rate(settings, source) for source in sources.values()] for _ in range(TURNS)]

@@ -17,7 +17,6 @@ from model import LadderVAE
 from utils.processes.launch import Processes
 from utils.processes.threads import use_threads
 from utils.settings import build, composition
-from utils.settings.validation import validate
 from utils.training.memory import keep_freed
 
 NO_GPU = "not measured: no GPU"
@@ -54,8 +53,7 @@ class Subject:
     ) -> "Subject":
         """Of an experiment and so many training batches, in a process set up as for training."""
         keep_freed()
-        settings = composition.resolve(composition.compose(list(overrides)))
-        validate(settings)
+        settings = composition.composed_settings(composition.compose(list(overrides)))
         use_threads(settings, processes)
         dataset = settings["dataset"]
         torch.manual_seed(0)

@@ -13,7 +13,8 @@ import torch
 from utils.runs import checkpoints
 from utils.settings import composition, identity
 from utils.settings.build import build_model
-from utils.settings.validation import validate
+from utils.settings.composition import composed_settings
+from utils.settings.schema import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("LADDER_VAE_SHARED", ROOT.parent / "shared"))
@@ -43,11 +44,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
-def compose(experiment: str, *overrides: str) -> dict:
+def compose(experiment: str, *overrides: str) -> Settings:
     """A shipped experiment's settings with overrides, checked."""
-    settings = composition.resolve(composition.compose([f"experiment={experiment}", *overrides]))
-    validate(settings)
-    return settings
+    return composed_settings(composition.compose([f"experiment={experiment}", *overrides]))
 
 
 def shrunk(experiment: str) -> list[str]:

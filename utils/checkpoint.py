@@ -4,9 +4,9 @@
 nothing that is in them.
 """
 
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -14,42 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from model import LadderVAE
 from utils.errors import ConfigError
 from utils.runs import published
-from utils.runs.checkpoints import FORMAT, SCHEMA, read
+from utils.runs.checkpoints import FORMAT, SCHEMA, download_cache, read
 from utils.settings.build import build_model
-from utils.settings.composition import compose, override_settings, resolve
-from utils.settings.trust import check_targets
-from utils.settings.validation import validate
+from utils.settings.composition import compose, composed_settings
+from utils.settings.recorded import recorded_settings
+from utils.settings.schema import Settings
+from utils.settings.trust import check_targets, targets_named_in
 from utils.tracking.wandb_client import fetch, is_remote
-
-
-def locate(source: str | Path, runs_dir: str | Path = "runs") -> Path:
-    """The file behind a name: a run's folder stands for its best checkpoint, W&B's are fetched.
-
-    runs_dir: where a run's own folder may have what W&B has, which is then not fetched.
-
-    Raises:
-        ValueError: if W&B hasn't got it.
-    """
-    path = Path(source).expanduser()
-    if is_remote(source):
-        local = sorted(Path(runs_dir).glob("*/checkpoints/*.pth"))
-        return fetch(str(source), cache(), local)
-    return path / "checkpoints" / "best.pth" if path.is_dir() else path
-
-
-def cache() -> Path:
-    """Where fetched checkpoints are kept."""
-    base = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    return Path(base, "dct-ladder-vae", "checkpoints")
-
-
-def home(source: str | Path, runs_dir: str) -> Path:
-    """Where results about a checkpoint go: its run's folder, or one of its own in runs_dir."""
-    if is_remote(source):
-        return Path(runs_dir, str(source).replace("/", "-").replace(":", "-")).absolute()
-    path = locate(source).absolute()
-    run = path.parent.parent
-    return run if (run / "config.yaml").exists() else Path(runs_dir, path.stem).absolute()
 
 
 def load_model(
@@ -71,38 +42,57 @@ def load_model(
     Raises:
         ValueError: one sentence, if the file or the settings don't fit.
     """
-    path = locate(source)
-    content = read(path, device, unsafe)
     overrides = list(overrides or [])
+    trusted = targets_named_in(overrides)
+    model, settings = load(locate(source), overrides, device, trusted, unsafe=unsafe)
+    return model, OmegaConf.create(settings.plain)
+
+
+def load(
+    path: Path,
+    overrides: Sequence[str],
+    device: str | torch.device,
+    trusted: Collection[str],
+    replaced: Mapping[str, object] = MappingProxyType({}),
+    unsafe: bool = False,
+) -> tuple[LadderVAE, Settings]:
+    """`load_model` of a file; its settings typed.
+
+    trusted: the targets of one's own that its settings may name. replaced: groups of settings that
+    the command brings itself, see `recorded_settings`.
+
+    Raises:
+        ValueError: as `load_model`.
+    """
+    content, source = read(path, device, unsafe), f"checkpoint={path}"
     if published.is_published(content):
         if not any(item.startswith(("experiment=", "name=")) for item in overrides):
             raise ConfigError(
-                f"checkpoint={path} has the published format, which holds no settings: add the "
-                "experiment it was trained by, as in experiment=mnist_dct_ladder."
+                f"{source} has the published format, which holds no settings: add the experiment "
+                "it was trained by, as in experiment=mnist_dct_ladder."
             )
-        settings = resolve(compose(overrides))
+        settings = composed_settings(compose(list(overrides)))
     elif content.get("format") == FORMAT:
         if content["schema"] > SCHEMA:
             raise ValueError(
-                f"checkpoint={path} was written by a newer version of this project (schema "
+                f"{source} was written by a newer version of this project (schema "
                 f"{content['schema']}, this one reads up to {SCHEMA}): update it."
             )
-        settings = override_settings(content.get("config"), overrides, f"checkpoint={source}")
-        check_targets(settings, overrides, f"checkpoint={source}")
+        settings = recorded_settings(content.get("config"), overrides, source, replaced)
+        check_targets(settings.plain, trusted, source)
     else:
         raise ValueError(
-            f"checkpoint={path} is neither one of this project's nor a published one: name another."
+            f"{source} is neither one of this project's nor a published one: name another."
         )
-    validate(settings)
     model = build_model(settings)
-    _load(model, content, f"checkpoint={path}", "leave out the overrides of model.…")
-    return model.place(device).eval(), OmegaConf.create(settings)
+    _load_weights(model, content, source, "leave out the overrides of model.…")
+    return model.place(device).eval(), settings
 
 
-def trained_model(settings: dict, path: Path, device: str | torch.device) -> LadderVAE:
+def trained_model(settings: Settings, path: Path, device: str | torch.device) -> LadderVAE:
     """In eval mode, the model that these settings of a run under way describe, from its file."""
     model = build_model(settings)
-    _load(model, read(path, device), f"checkpoint={path}", "train it again")
+    _load_weights(model, read(path, device), f"checkpoint={path}", "train it again")
     return model.place(device).eval()
 
 
@@ -115,26 +105,51 @@ def initialise(model: LadderVAE, path: Path) -> None:
     content = read(path, setting="train.init_from")
     if not published.is_published(content) and content.get("format") != FORMAT:
         raise ValueError(f"train.init_from={path} is no checkpoint of a model: name another.")
-    _load(model, content, f"train.init_from={path}", "use the settings it was trained with")
+    source, remedy = f"train.init_from={path}", "use the settings it was trained with"
+    _load_weights(model, content, source, remedy)
 
 
-def _load(model: LadderVAE, content: dict, named: str, remedy: str) -> None:
+def locate(source: str | Path, runs_dir: str | Path = "runs") -> Path:
+    """The file behind a name: a run's folder stands for its best checkpoint, W&B's are fetched.
+
+    runs_dir: where a run's own folder may have what W&B has, which is then not fetched.
+
+    Raises:
+        ValueError: if W&B hasn't got it.
+    """
+    path = Path(source).expanduser()
+    if is_remote(source):
+        local = sorted(Path(runs_dir).glob("*/checkpoints/*.pth"))
+        return fetch(str(source), download_cache(), local)
+    return path / "checkpoints" / "best.pth" if path.is_dir() else path
+
+
+def output_folder(source: str | Path, runs_dir: str) -> Path:
+    """Where results about a checkpoint go: its run's folder, or one of its own in runs_dir."""
+    if is_remote(source):
+        return Path(runs_dir, str(source).replace("/", "-").replace(":", "-")).absolute()
+    path = locate(source).absolute()
+    run = path.parent.parent
+    return run if (run / "config.yaml").exists() else Path(runs_dir, path.stem).absolute()
+
+
+def _load_weights(model: LadderVAE, content: dict, source: str, remedy: str) -> None:
     """The weights of a checkpoint's content into the model."""
     weights = (
         published.convert(content, model)
         if published.is_published(content)
-        else trained_weights(content)
+        else evaluated_weights(content)
     )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         first = " ".join(str(error).splitlines()[1:2]).strip()
         raise ValueError(
-            f"{named} holds another architecture than its settings describe ({first}): {remedy}."
+            f"{source} holds another architecture than its settings describe ({first}): {remedy}."
         ) from error
 
 
-def trained_weights(content: dict) -> dict:
+def evaluated_weights(content: dict) -> dict:
     """The weights that evaluation uses: the average where there is one."""
     if not content["ema"]:
         return content["model"]

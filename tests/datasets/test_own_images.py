@@ -11,7 +11,8 @@ from datasets.loaders import normalise
 from tests.commands import QUIET, call, only_run
 from tests.conftest import compose, shrunk
 from utils.settings import composition
-from utils.settings.build import build_model, load_images
+from utils.settings.build import build_model
+from utils.settings.images import load_images
 from utils.tasks import check_data
 
 EXPERIMENTS = composition.experiments()

@@ -112,7 +112,7 @@ def test_the_trainer_recomputes_where_asked(tmp_path):
 def curve(settings: dict, dtype: torch.dtype = torch.float32) -> list[float]:
     """The loss of the first steps (bits/dim), as the command trains."""
     torch.manual_seed(settings["train"]["seed"])
-    splits = build.load_images(settings)
+    splits = images.load_images(settings)
     model = build.build_model(settings).place("cpu", dtype).train()
     model.fit_context(splits.train, splits.max_value)
     optimizer, _ = build.build_optimizer(settings, model)

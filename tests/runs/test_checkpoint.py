@@ -45,7 +45,9 @@ def test_a_file_is_all_it_takes(saved):
     folder = path.parent.parent
     again, _ = load_model(folder)
     assert all(map(torch.equal, again.state_dict().values(), loaded.state_dict().values()))
-    assert checkpoint.home(path, "runs") == checkpoint.home(folder, "runs") == folder
+    assert (
+        checkpoint.output_folder(path, "runs") == checkpoint.output_folder(folder, "runs") == folder
+    )
     assert load_model(path, ["model.is_k=7"])[1].model.is_k == 7
     assert b"planted-key" not in path.read_bytes()
 
@@ -187,7 +189,7 @@ def step_state(step):
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone"])
 def test_a_damaged_file_gives_way_to_the_one_before(tmp_path, damage):
     path = tmp_path / "last.pth"
-    assert checkpoints.newest(path) is None
+    assert checkpoints.newest(path) == ({}, None)
     for step in (1, 2, 3):
         checkpoints.save(path, {}, step_state(step))
     content, trouble = checkpoints.newest(path)

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from datasets import digits
 from tests.conftest import ROOT
-from utils.settings import composition, identity
-from utils.settings.rules import RULES
+from utils.settings import command_line, composition, identity
+from utils.settings.schema import KEYS
 from utils.training.trainer import Trainer
 
 EXPERIMENTS = ("digits_ladder", "digits_dct_ladder")
@@ -55,7 +55,7 @@ ABSURD = (  # sizes that are numbers as any other
 def keys(experiment: str) -> list[str]:
     """The settings that an experiment has."""
     composed = composition.resolve(composition.compose([f"experiment={experiment}"]))
-    return [key for key, _ in identity.leaves(composed) if key in RULES and "." in key]
+    return [key for key, _ in identity.leaves(composed) if key in KEYS and "." in key]
 
 
 def written(value) -> str:
@@ -84,17 +84,17 @@ def broken(draw) -> tuple[list[str], str]:
             assume(key.endswith("_") or not key.startswith(BELOW_TARGETS))
         else:
             value = draw(VALUES)
-            assume(isinstance(value, dict) or not RULES[key].accepts(value))
+            assume(isinstance(value, dict) or not KEYS[key].accepts(value))
             override = f"{key}={written(value)}"
             read = [override]
-            composition.quote_texts(read)
+            command_line.quote_texts(read)
             assume(read == [override])  # else it is a text that looks like a number
     elif kind == "absurd":
         key, values = draw(st.sampled_from(ABSURD))
         override = f"{key}={written(draw(values))}"
     elif kind == "unknown":
         key = ".".join((draw(st.sampled_from(("model", "train", "dataset", "wandb"))), draw(WORD)))
-        assume(not any(known == key or known.startswith(f"{key}.") for known in RULES))
+        assume(not any(known == key or known.startswith(f"{key}.") for known in KEYS))
         override = f"{draw(st.sampled_from(('', '+', '++')))}{key}={draw(st.integers())}"
     elif kind == "choice":
         key, choice = draw(st.sampled_from(GROUPS)), "no" + draw(WORD)

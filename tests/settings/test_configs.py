@@ -12,12 +12,13 @@ from omegaconf import OmegaConf
 from model.noise import Noise
 from tests.conftest import ROOT, TINY_UNET, compose, shrunk
 from utils import errors
-from utils.settings import build, composition, identity
-from utils.settings.rules import RULES
+from utils.settings import build, command_line, composition, identity, images
+from utils.settings.recorded import recorded_settings
+from utils.settings.schema import KEYS
 from utils.settings.trust import CONFIGS
-from utils.settings.validation import validate
 
 EXPERIMENTS = composition.experiments()
+OWN_PARTS = ("objective", "decoder.context")  # that a user may put in place of the project's
 PARAMETERS = {  # of the published models, less those that they never use (model.md, section 9)
     "mnist_dct_ladder": 696_439 - 8_650,
     "mnist_ladder": 656_617 - 11_984,
@@ -80,8 +81,9 @@ def test_every_rule_belongs_to_a_shipped_key_and_every_key_has_one():
         inside = folder if path.stem != "defaults" or folder else ()
         prefix = "" if not inside or inside[0] == "experiment" else ".".join(inside) + "."
         keys |= {prefix + key for key, _ in identity.leaves(content)}
-    assert keys - {"train.scheduler"} <= set(RULES)
-    assert set(RULES) - keys == {"train.scheduler"}
+    assert keys - {"train.scheduler"} <= set(KEYS)
+    own = {f"model.{part}.{key}" for part in OWN_PARTS for key in ("_target_", "_partial_")}
+    assert set(KEYS) - keys == own
 
 
 def test_every_key_is_read_somewhere():
@@ -90,11 +92,11 @@ def test_every_key_is_read_somewhere():
         path.read_text()
         for folder in ("datasets", "model", "utils")
         for path in (ROOT / folder).rglob("*.py")
-        if path.name != "rules.py"
+        if path.name != "schema.py"
     )
     code += (ROOT / "run_experiment.py").read_text()
     passed_on = ("train.optimizer.", "train.scheduler.")
-    for key in RULES:
+    for key in KEYS:
         name = key.rpartition(".")[2]
         if not key.startswith(passed_on) and not name.startswith("_"):
             assert re.search(rf"\b{name}\b", code), key
@@ -143,7 +145,7 @@ def test_every_key_is_read_somewhere():
 def test_wrong_values_get_one_sentence(override, complaint):
     with pytest.raises(errors.ConfigError, match=complaint) as caught:
         if override.startswith("experiment"):
-            validate(composition.resolve(composition.compose([override])))
+            composition.composed_settings(composition.compose([override]))
         else:
             compose("mnist_dct_ladder", override)
     assert "\n" not in str(caught.value)
@@ -151,7 +153,7 @@ def test_wrong_values_get_one_sentence(override, complaint):
 
 def test_without_an_experiment_the_remedy_is_named():
     with pytest.raises(errors.ConfigError, match=r"choose an experiment=…"):
-        validate(composition.resolve(composition.compose([])))
+        composition.composed_settings(composition.compose([]))
 
 
 def test_wrong_targets_and_arguments_get_one_sentence():
@@ -160,7 +162,7 @@ def test_wrong_targets_and_arguments_get_one_sentence():
         ("dataset._target_=datasets.digits.nope", "digits.nope failed"),
     ):
         with pytest.raises(errors.ConfigError, match=complaint):
-            build.load_images(compose("digits_ladder", override))
+            images.load_images(compose("digits_ladder", override))
     settings = compose("digits_ladder", "+train.optimizer.lrr=1", *shrunk("digits_ladder"))
     with pytest.raises(errors.ConfigError, match=r"AdamW failed .*lrr"):
         build.build_optimizer(settings, build.build_model(settings))
@@ -172,7 +174,7 @@ def test_images_must_be_what_the_settings_say():
         ("dataset.levels=256", "dataset.levels=256 doesn't fit .* use 17"),
     ):
         with pytest.raises(errors.ConfigError, match=complaint):
-            build.load_images(compose("digits_ladder", override))
+            images.load_images(compose("digits_ladder", override))
 
 
 def test_the_digest_follows_what_determines_the_result():
@@ -198,22 +200,22 @@ def test_a_text_that_looks_like_a_number_stays_one():
     texts = ["train.resume_id=12e45678", "runs_dir=2026", "+dataset.root=1_2", "wandb.notes=nan"]
     others = ["train.seed=3", "train.lr=1e-3", "train.resume_id=null", "checkpoint='7'", "my.key=1"]
     arguments = [*texts, *others]
-    composition.quote_texts(arguments)
+    command_line.quote_texts(arguments)
     assert arguments[len(texts) :] == others
     parsed = OverridesParser.create().parse_overrides(arguments[: len(texts)])
     assert [override.value() for override in parsed] == ["12e45678", "2026", "1_2", "nan"]
 
 
 def test_overrides_on_a_trained_models_settings():
-    saved = compose("digits_dct_ladder")
-    found = composition.override_settings(saved, ["model.is_k=3", "task=test", "checkpoint=x"])
-    assert found["model"]["is_k"] == 3
-    assert found == {**saved, "model": {**saved["model"], "is_k": 3}}
+    saved = compose("digits_dct_ladder").plain
+    found = recorded_settings(saved, ["model.is_k=3", "task=test", "checkpoint=x"])
+    assert found.model.is_k == 3
+    assert found.plain == {**saved, "model": {**saved["model"], "is_k": 3}}
     earlier = {**saved, "train": {k: v for k, v in saved["train"].items() if k != "compute_fid"}}
-    assert composition.override_settings(earlier, []) == saved
-    of_mnist = compose("mnist_ladder")
-    other = composition.override_settings(of_mnist, ["dataset=omniglot", "dataset.root=/here"])
-    assert other["dataset"]["name"] == "omniglot" and other["dataset"]["root"] == "/here"
+    assert recorded_settings(earlier, []).plain == saved
+    of_mnist = compose("mnist_ladder").plain
+    other = recorded_settings(of_mnist, ["dataset=omniglot", "dataset.root=/here"])
+    assert other.dataset.name == "omniglot" and other.dataset.root == "/here"
     for override, complaint in (
         ("experiment=mnist_ladder", "contradicts the checkpoint"),
         ("model/encoder=small_ladder", "another model"),
@@ -221,11 +223,11 @@ def test_overrides_on_a_trained_models_settings():
         ("dataset.image_size=16", "images of 1×16×16"),
     ):
         with pytest.raises(errors.ConfigError, match=complaint):
-            composition.override_settings(saved, [override])
+            recorded_settings(saved, [override])
 
 
 def test_plain_containers_survive_yaml():
-    settings = compose("cifar_dct_ladder")
+    settings = compose("cifar_dct_ladder").plain
     assert yaml.safe_load(yaml.safe_dump(settings)) == settings
     assert OmegaConf.to_container(OmegaConf.create(settings)) == settings
     assert Path(CONFIGS).is_dir()

@@ -1,5 +1,6 @@
 """Files that were not written here are data: nothing of them is run, read or followed."""
 
+import copy
 import json
 import os
 
@@ -73,10 +74,10 @@ def test_interpolations_in_keys_and_strange_types_are_refused(saved, canaries):
     for _ in range(5_000):
         inner["x"] = inner = {}
     # Too deep for a pickle to be written; as the settings of a run fetched it would be YAML.
-    from utils.settings.trust import recorded
+    from utils.settings.trust import plain_data
 
     with pytest.raises(ValueError, match="without end"):
-        recorded(deep, "checkpoint=bad.pth")
+        plain_data(deep, "checkpoint=bad.pth")
 
 
 def test_settings_that_are_none_are_refused(saved):
@@ -104,7 +105,7 @@ def test_a_run_folder_from_elsewhere_authorises_nothing(saved, canaries, tmp_pat
             lambda s: s.update(name="a/b"),
         )
     ):
-        settings = compose("digits_dct_ladder", "train.max_epochs=1")
+        settings = copy.deepcopy(compose("digits_dct_ladder", "train.max_epochs=1").plain)
         change(settings)
         folder = tmp_path / "runs" / f"from_elsewhere{index}"
         (folder / "checkpoints").mkdir(parents=True)

@@ -39,8 +39,9 @@ tracker.close()
 SYNC = """
 from pathlib import Path
 from utils.settings.composition import compose, resolve
-from utils.tasks.sync import sync
-print(sync(Path("run").absolute(), resolve(compose(["experiment=digits_ladder"])), "cut"))
+from utils.tasks.sync import bring_up_to_date
+settings = resolve(compose(["experiment=digits_ladder"]))
+print(bring_up_to_date(Path("run").absolute(), settings, "cut"))
 """
 END, AT_ONCE, LATER = -1, 0, 2.5  # how a piece ends: well, or killed so many seconds after a row
 

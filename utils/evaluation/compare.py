@@ -21,8 +21,8 @@ from utils.errors import ConfigError
 from utils.evaluation.collapse import Z_95, CollapseReport
 from utils.files import file_digest
 from utils.runs.folder import RESULTS, matching
-from utils.settings.composition import override_settings
 from utils.settings.identity import determining
+from utils.settings.recorded import recorded_settings
 
 EVALUATION = ("train.seed", "model.is_k", "model.is_k_prior")  # of the same model
 NAMED_DIFFERENCES = 3  # settings that a group's label may spell out
@@ -91,7 +91,7 @@ def sources(wanted: Sequence[str]) -> list[str]:
 
 def stored(source: str, task: dict, runs_dir: str, overrides: Sequence[str]) -> Run | None:
     """The run's scores where they are on disk and are what the task asks for."""
-    home = checkpoint.home(source, runs_dir)
+    home = checkpoint.output_folder(source, runs_dir)
     file = checkpoint.locate(source, runs_dir)
     folder = Path(source).expanduser()
     tested = folder.is_dir() and not file.exists()  # holds scores and no checkpoint
@@ -115,7 +115,7 @@ def read(path: Path) -> Run:
 
 def _answers(record: dict, task: dict, overrides: Sequence[str]) -> bool:
     """Whether a record is of the split, images, estimators and samples asked for."""
-    settings = override_settings(record["config"], overrides, record["checkpoint"])
+    settings = recorded_settings(record["config"], overrides, record["checkpoint"])
     model = settings["model"]
     entries = {entry["estimator"]: entry for entry in record["likelihoods"]}
     return (

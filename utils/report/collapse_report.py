@@ -32,13 +32,12 @@ from utils.evaluation.information import (
 )
 from utils.evaluation.scoring import Score
 from utils.files import write_json
-from utils.processes.launch import Processes
+from utils.processes.job import Job
 from utils.report import pictures, plots
 from utils.report.collapse_page import lead, sections
 from utils.report.drawing import Drawing, save
 from utils.report.during_training import PICTURED
 from utils.report.page import write_page
-from utils.terminal import Terminal
 
 NATS_PER_BIT = math.log(2.0)
 FEW = 0.1  # share of active units under which a layer has mostly collapsed
@@ -53,17 +52,17 @@ def write_report(
     settings: dict,
     batches: EvaluationBatches,
     folder: Path,
-    processes: Processes,
-    terminal: Terminal,
+    job: Job,
 ) -> list[Path]:
     """Measure what `score` has not, and write the report; the PNG files' paths.
 
     Call it on every process; the main one writes.
     """
+    terminal = job.terminal
     seed, split = settings["train"]["seed"], score.record["split"]
     with terminal.bar(f"{split}: without each layer", len(batches.ids)) as bar:
         found = interventions(model, batches, seed, bar.count)
-    if not processes.is_main:
+    if not job.is_main:
         return []
     some = batches.first(settings["task"]["mi_images"])
     with terminal.bar(f"{split}: information", len(some)) as bar:

@@ -1,5 +1,7 @@
 """A score as tables on the terminal."""
 
+from pathlib import Path
+
 from model.objective import bits_per_dim
 from utils.evaluation.collapse import ACTIVE_THRESHOLD, CollapseReport
 from utils.terminal import Terminal
@@ -53,6 +55,14 @@ def show(terminal: Terminal, found: dict) -> None:
             for layer, (units, kl, share, active) in enumerate(layers)
         ],
     )
+
+
+def show_finished(found: dict, folder: Path, terminal: Terminal) -> None:
+    """The scores of a run that was finished before."""
+    show(terminal, found)
+    terminal.line(f"Finished before, in {folder}; task.force=true trains it again.")
+    if not (folder / "report" / "report.json").exists():
+        terminal.line(f"It has no report: task=report checkpoint={folder} makes one.")
 
 
 def quality_line(quality: dict) -> str:

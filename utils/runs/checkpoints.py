@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from utils.files import replace, sha256, verified_write, write_json
-from utils.settings.trust import recorded
+from utils.settings.trust import plain_data
 from utils.terminal import one_line
 
 FORMAT, SCHEMA = "dct-ladder-vae", 1
@@ -73,10 +73,11 @@ def is_whole(path: Path) -> bool:
     return not entries or sha256(path) in {entry["sha256"] for entry in entries}
 
 
-def newest(path: Path) -> tuple[dict, str | None] | None:
+def newest(path: Path) -> tuple[dict, str | None]:
     """The checkpoint to go on from: this one or, if it is damaged, the one before it.
 
-    Returns its content, and a sentence if it is the one before; None where neither is there.
+    Returns its content, and a sentence if it is the one before; an empty content where neither is
+    there.
 
     Raises:
         ValueError: if none that is there is good.
@@ -90,7 +91,7 @@ def newest(path: Path) -> tuple[dict, str | None] | None:
             trouble = trouble or str(error)
     if there:
         raise ValueError(trouble)
-    return None
+    return {}, None
 
 
 def facts(state: dict) -> dict:
@@ -137,6 +138,12 @@ def read(
     return content
 
 
+def download_cache() -> Path:
+    """Where fetched checkpoints are kept."""
+    base = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+    return Path(base, "dct-ladder-vae", "checkpoints")
+
+
 def settings_in(path: Path, setting: str) -> dict:
     """The settings in a checkpoint of this project.
 
@@ -146,4 +153,4 @@ def settings_in(path: Path, setting: str) -> dict:
     content = read(path, setting=setting)
     if content.get("format") != FORMAT:
         raise ValueError(f"{setting}: {path} is no checkpoint of this project: name another run.")
-    return recorded(content.get("config"), f"{setting}: {path}")
+    return plain_data(content.get("config"), f"{setting}: {path}")

@@ -27,9 +27,12 @@ from utils.files import atomic_write, write_json, write_scores
 from utils.processes.collectives import main_first
 from utils.processes.launch import Processes
 from utils.runs import checkpoints
+from utils.runs.background import Saver
 from utils.settings.identity import run_name, without_secrets
-from utils.settings.trust import recorded
+from utils.settings.schema import Settings
+from utils.settings.trust import plain_data
 from utils.tracking.sinks import METRICS
+from utils.tracking.tracker import Tracker
 from utils.tracking.wandb_client import FetchedRun
 
 log = logging.getLogger("ladder_vae")
@@ -41,10 +44,10 @@ RESULTS = "results"  # .json: the scores; .npz: each image's
 class RunFolder:
     """The folder of the run that these settings describe; nothing is made before `open`."""
 
-    def __init__(self, settings: dict, processes: Processes):
+    def __init__(self, settings: Settings, processes: Processes):
         self.processes = processes
         self.name = run_name(settings)
-        self.path = Path(settings["runs_dir"], self.name).absolute()
+        self.path = Path(settings.runs_dir, self.name).absolute()
         self.config = without_secrets(settings)
         self.figures, self.checkpoints = self.path / "figures", self.path / "checkpoints"
         self.last, self.best = self.checkpoints / "last.pth", self.checkpoints / "best.pth"
@@ -92,8 +95,8 @@ class RunFolder:
         if fetched:
             self._receive(fetched)
         elif not self.record.exists() or "WANDB_SWEEP_ID" in os.environ:  # whose agent names runs
-            saved = checkpoints.newest(self.last)  # where run.json alone was lost
-            wandb_id = os.environ.get("WANDB_RUN_ID") or (saved and saved[0].get("wandb_id"))
+            saved, _ = checkpoints.newest(self.last)  # where run.json alone was lost
+            wandb_id = os.environ.get("WANDB_RUN_ID") or saved.get("wandb_id")
             write_json(self.record, {"wandb_id": wandb_id or secrets.token_hex(4)})
         return lock
 
@@ -122,6 +125,18 @@ class RunFolder:
         if self.processes.is_main:
             checkpoints.save(path, self.config, {**state, "wandb_id": self.wandb_id})
         return path
+
+    def saver(self, tracker: Tracker, **constant: object) -> Saver | None:
+        """What writes checkpoints, with these constants in each; None but on the main process."""
+        if not self.processes.is_main:
+            return None
+
+        def write(name: str, state: dict) -> None:
+            path = self.save(name, {**state, **constant})
+            if path in (self.best, self.last):
+                tracker.checkpoint(name, path, checkpoints.facts(state))
+
+        return Saver(write)
 
     def check_images(self, trained_on: str | None, now: str) -> None:
         """A run goes on with the images that it began with; None: an earlier version's.
@@ -183,7 +198,7 @@ def recorded_run(folder: Path) -> tuple[Path, dict, str]:
     return folder.absolute(), _settings_in(folder), json.loads(record.read_text())["wandb_id"]
 
 
-def recorded_settings(runs_dir: str, wandb_id: str) -> dict | None:
+def recorded_settings_of(runs_dir: str, wandb_id: str) -> dict | None:
     """The settings of the run in runs_dir that has this W&B id; None where none has."""
     for path in sorted(Path(runs_dir).glob("*/run.json")):
         if json.loads(path.read_text())["wandb_id"] == wandb_id:
@@ -194,7 +209,7 @@ def recorded_settings(runs_dir: str, wandb_id: str) -> dict | None:
 def _settings_in(folder: Path) -> dict:
     """What config.yaml of a run's folder says."""
     path = folder / "config.yaml"
-    return recorded(yaml.safe_load(path.read_text()), str(path))
+    return plain_data(yaml.safe_load(path.read_text()), str(path))
 
 
 def log_to(path: Path) -> None:

@@ -5,12 +5,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from utils.settings.rules import RULES
+from utils.settings.schema import KEYS, Settings
+
+ELSEWHERE = ("wandb", "task", "estimators", "metrics", "trackers")  # groups that change no result
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything that is not a mapping, `_target_` before its neighbours."""
-    for key in sorted(node, key=lambda k: (k != "_target_", str(k))):
+    """(dotted key, value) of everything that is not a mapping."""
+    for key in sorted(node):
         value, name = node[key], f"{prefix}{key}"
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{name}.")
@@ -18,32 +20,33 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def determining(settings: dict) -> dict:
-    """Dotted key -> value of everything that determines the result.
+def determining(plain: dict) -> dict[str, Any]:
+    """Dotted key -> value of everything in plain settings that determines the result.
 
-    Device, paths, logging, tasks and the number of processes are left out (RULES marks them), and
-    what is null: a setting that a later version adds does not rename the runs before it.
+    Device, paths, logging, tasks and the number of processes are left out (the schema marks them
+    as free), and what is null: a setting that a later version adds does not rename earlier runs.
     """
     return {
         key: value
-        for key, value in leaves(settings)
+        for key, value in leaves(plain)
         if value is not None
-        and not (key in RULES and RULES[key].free)
-        and not key.startswith(("wandb.", "task."))
+        and not (key in KEYS and KEYS[key].free)
+        and key.partition(".")[0] not in ELSEWHERE
     }
 
 
-def digest(settings: dict) -> str:
+def digest(plain: dict) -> str:
     """Eight hex digits of what determines the result."""
-    text = json.dumps(determining(settings), sort_keys=True)
+    text = json.dumps(determining(plain), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def run_name(settings: dict) -> str:
+def run_name(settings: Settings) -> str:
     """The name of a run's folder: a function of the settings alone."""
-    return f"{settings['name']}-seed{settings['train']['seed']}-{digest(settings)}"
+    return f"{settings.name}-seed{settings.train.seed}-{digest(settings.plain)}"
 
 
-def without_secrets(settings: dict) -> dict:
-    """The settings as they may be written down."""
-    return {**settings, "wandb": {**settings["wandb"], "api_key": None}}
+def without_secrets(settings: Settings) -> dict:
+    """The settings as they may be written down: plain containers."""
+    plain = settings.plain
+    return {**plain, "wandb": {**plain["wandb"], "api_key": None}}

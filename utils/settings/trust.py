@@ -1,6 +1,6 @@
 """What settings out of a file may hold: plain values, and no code but what is named here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,8 +13,8 @@ CONFIGS = ROOT / "configs"
 INTERPOLATION = "${"
 
 
-def recorded(content: object, named: str) -> dict:
-    """Settings out of a file (`named` in messages), as data: what could be more is refused.
+def plain_data(content: object, source: str) -> dict:
+    """Settings out of a file (`source` in messages), as data: what could be more is refused.
 
     Raises:
         ConfigError: where they hold other things than mappings with texts as keys, lists, texts,
@@ -22,33 +22,33 @@ def recorded(content: object, named: str) -> dict:
             environment or other settings.
     """
     if not isinstance(content, dict):
-        raise ConfigError(f"{named} holds no settings: get a good copy.")
+        raise ConfigError(f"{source} holds no settings: get a good copy.")
     try:
-        return _plain(content, "", named)
+        return _plain(content, "", source)
     except RecursionError:
-        raise ConfigError(f"{named} nests its settings without end: get a good copy.") from None
+        raise ConfigError(f"{source} nests its settings without end: get a good copy.") from None
 
 
-def _plain(value: object, key: str, named: str) -> Any:
+def _plain(value: object, key: str, source: str) -> Any:
     if isinstance(value, dict):
         found = {}
         for name, inner in value.items():
             inside = f"{key}.{name}".lstrip(".")
-            _plain(name, f"key {inside!r}", named)
+            _plain(name, f"key {inside!r}", source)
             if type(name) is not str:
-                raise ConfigError(f"{named} has {name!r} for a key, no text: get a good copy.")
-            found[name] = _plain(inner, inside, named)
+                raise ConfigError(f"{source} has {name!r} for a key, no text: get a good copy.")
+            found[name] = _plain(inner, inside, source)
         return found
     if isinstance(value, list):
-        return [_plain(item, f"{key}.{index}", named) for index, item in enumerate(value)]
+        return [_plain(item, f"{key}.{index}", source) for index, item in enumerate(value)]
     if type(value) is str and INTERPOLATION in value:
         raise ConfigError(
-            f"{named} is not to be trusted: its {key} holds an interpolation ({value[:60]!r}), "
+            f"{source} is not to be trusted: its {key} holds an interpolation ({value[:60]!r}), "
             "which was not followed; get a good copy."
         )
     if value is not None and type(value) not in (str, bool, int, float):
         raise ConfigError(
-            f"{named} is not to be trusted: its {key} is a {type(value).__name__}, which no "
+            f"{source} is not to be trusted: its {key} is a {type(value).__name__}, which no "
             "setting is; get a good copy."
         )
     return value
@@ -64,19 +64,23 @@ def targets(node: Any) -> Iterator[tuple[str, str]]:
             yield from ((f"{key}.{inner}", target) for inner, target in targets(value))
 
 
-def check_targets(settings: dict, overrides: Sequence[str], named: str) -> None:
+def targets_named_in(overrides: Sequence[str]) -> set[str]:
+    """The targets that a command line names."""
+    pairs = (override.partition("=") for override in overrides)
+    return {value for key, _, value in pairs if key.endswith("_target_")}
+
+
+def check_targets(plain: dict, trusted: Collection[str], source: str) -> None:
     """Settings that came in a file call nothing but what is named here.
 
     Raises:
-        ConfigError: where they name what is in no file of configs/ and in no override. What lies
-            beside the file does not count: it came the same way.
+        ConfigError: where they name what is in no file of configs/ and is not trusted (named by
+            the command). What lies beside the file does not count: it came the same way.
     """
-    given = {o.partition("=")[2] for o in overrides if o.partition("=")[0].endswith("_target_")}
-    here = _targets_in_configs() | given
-    for key, target in targets(settings):
-        if target not in here:
+    for key, target in targets(plain):
+        if target not in trusted and target not in _targets_in_configs():
             raise ConfigError(
-                f"{named} names code outside this project, {key}={target}, which was not run: add "
+                f"{source} names code outside this project, {key}={target}, which was not run: add "
                 f"{key}={target} to the command if you trust it."
             )
 

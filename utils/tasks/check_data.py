@@ -12,9 +12,13 @@ from datasets.loaders import normalise
 from datasets.splits import SPLITS, Images, ImageSplits
 from model.context import CONTEXTS, quantise
 from utils.files import write_json
+from utils.processes.job import Job
+from utils.processes.launch import Processes
 from utils.report import pictures
 from utils.report.drawing import Drawing, save
-from utils.settings.build import load_images
+from utils.settings.command_line import Command
+from utils.settings.images import load_images
+from utils.settings.schema import Settings
 from utils.terminal import Terminal
 from utils.training.memory import needed, total
 
@@ -24,8 +28,18 @@ ACROSS = 6  # images in a row, each with its context
 MOST_CLASSES = 30  # that the terminal shows; the JSON file has all
 
 
-def check_data(settings: dict, device: torch.device, output: Path, terminal: Terminal) -> Path:
+def check_data(command: Command, processes: Processes) -> None:
+    """What the data set holds, and what training on it takes."""
+    settings = command.settings
+    job = Job.on(settings.train.device, processes)
+    if job.is_main:
+        own = Path(settings.runs_dir, "check_data", settings.dataset.name)
+        look(settings, job, Path(settings.task.output or own).absolute())
+
+
+def look(settings: Settings, job: Job, output: Path) -> Path:
     """Tables on the terminal; check_data.json and contact_sheet.png in the folder output."""
+    device, terminal = job.device, job.terminal
     began = time.monotonic()
     splits = load_images(settings)
     seconds = time.monotonic() - began

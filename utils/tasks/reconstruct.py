@@ -1,19 +1,17 @@
-"""task=reconstruct: pictures of images rebuilt from their latents."""
+"""task=reconstruct: pictures of images rebuilt from all and from the top latents."""
 
-from pathlib import Path
-
-from datasets.loaders import EvaluationBatches
-from model import LadderVAE
-from utils.terminal import Terminal
+from utils.processes.launch import Processes
+from utils.settings.command_line import Command
+from utils.tasks.trained import Trained
 
 
-def reconstruct(
-    model: LadderVAE, settings: dict, batches: EvaluationBatches, output: Path, terminal: Terminal
-) -> None:
-    """task=reconstruct: pictures of images rebuilt from all and from the top latents."""
+def reconstruct(command: Command, processes: Processes) -> None:
+    """PNG files in a folder; their names on the terminal."""
     from utils.report import pictures
     from utils.report.drawing import save
 
-    x = batches.first(settings["task"]["num_images"])
-    for drawing in pictures.draw_reconstructions(model, x, settings["train"]["seed"]):
-        terminal.line(str(save(drawing, output)))
+    trained = Trained.named(command, processes)
+    settings = trained.settings
+    x = trained.batches().first(settings.task.num_images)
+    for drawing in pictures.draw_reconstructions(trained.model, x, settings.train.seed):
+        trained.job.terminal.line(str(save(drawing, trained.output)))

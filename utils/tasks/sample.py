@@ -1,13 +1,12 @@
 """task=sample: draws from p(x)."""
 
-from pathlib import Path
-
 import torch
 
-from model import LadderVAE
 from model.noise import Noise
 from utils.files import write_arrays
-from utils.terminal import Terminal
+from utils.processes.launch import Processes
+from utils.settings.command_line import Command
+from utils.tasks.trained import Trained
 
 SAMPLES = 105  # keys the noise of task=sample
 SAMPLE_BATCH = 500
@@ -15,22 +14,22 @@ GRID = 100  # samples that a picture holds
 
 
 @torch.no_grad()
-def sample(model: LadderVAE, settings: dict, output: Path, terminal: Terminal) -> None:
-    """task=sample: draws from p(x) as uint8 images, and a picture of the first ones' means."""
+def sample(command: Command, processes: Processes) -> None:
+    """Draws as uint8 images (N, H, W, C) in samples.npz, and a picture of the first ones' means."""
     from utils.report import pictures
     from utils.report.drawing import save
 
-    task, seed = settings["task"], settings["train"]["seed"]
-    parts = []
-    with terminal.bar("samples", task["num_images"]) as bar:
-        for ids in torch.arange(task["num_images"], device=model.device).split(SAMPLE_BATCH):
-            noise = Noise.keyed(ids, seed, SAMPLES)
-            x = model.sample(len(ids), task["temperature"], noise)
+    trained = Trained.named(command, processes)
+    model, task, terminal = trained.model, trained.settings.task, trained.job.terminal
+    seed, parts = trained.settings.train.seed, []
+    with terminal.bar("samples", task.num_images) as bar:
+        for ids in torch.arange(task.num_images, device=model.device).split(SAMPLE_BATCH):
+            x = model.sample(len(ids), task.temperature, Noise.keyed(ids, seed, SAMPLES))
             parts.append(((x + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
             bar.count(len(ids))
-    count = min(task["num_images"], GRID)
-    drawing = pictures.draw_samples(model, seed, count, [task["temperature"]])
-    picture = save(drawing, output)
-    images = torch.cat(parts).numpy()  # (N, H, W, C)
-    arrays = write_arrays(output / "samples.npz", {"images": images})
+    count = min(task.num_images, GRID)
+    drawing = pictures.draw_samples(model, seed, count, [task.temperature])
+    picture = save(drawing, trained.output)
+    images = torch.cat(parts).numpy()
+    arrays = write_arrays(trained.output / "samples.npz", {"images": images})
     terminal.line(f"{len(images)} samples (uint8, N×H×W×C) in {arrays}; a picture in {picture}")

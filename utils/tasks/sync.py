@@ -1,4 +1,4 @@
-"""task=sync: what a run's folder holds, brought to W&B."""
+"""task=sync: what the folders of runs hold, brought to W&B."""
 
 import json
 import logging
@@ -6,16 +6,40 @@ from pathlib import Path
 
 from utils.errors import ConfigError
 from utils.evaluation.scoring import flat
+from utils.processes.launch import Processes
 from utils.runs import checkpoints
-from utils.runs.folder import RESULTS
-from utils.terminal import one_line
+from utils.runs.folder import RESULTS, locked, log_to, matching, recorded_run
+from utils.settings.command_line import Command
+from utils.terminal import Terminal, one_line
 from utils.tracking.sinks import METRICS, LocalSink
 from utils.tracking.wandb_client import WandbSink, upload_records
 
 log = logging.getLogger("ladder_vae")
 
 
-def sync(folder: Path, settings: dict, wandb_id: str) -> str:
+def sync(command: Command, processes: Processes) -> None:
+    """Every run that run=… names, brought up to date at W&B.
+
+    Raises:
+        ConfigError: if it names none.
+    """
+    terminal, pattern = Terminal(processes.is_main), command.value("run")
+    found = matching(pattern) if pattern else []
+    if not found:
+        raise ConfigError(
+            f"run={pattern} names no run: task=sync needs run=… (its folder, or a pattern)."
+        )
+    for source in found:
+        folder, content, wandb_id = recorded_run(Path(source).expanduser())
+        settings = {**content, "wandb": command.wandb_over(content["wandb"])}
+        if processes.is_main:
+            with locked(folder):
+                log_to(folder / "run.log")
+                name = bring_up_to_date(folder, settings, wandb_id)
+            terminal.line(f"{source} is at W&B as {name}")
+
+
+def bring_up_to_date(folder: Path, settings: dict, wandb_id: str) -> str:
     """Bring W&B up to date with a run that is not being trained; the run's name there.
 
     The records made offline go first, for what only they hold (pictures and histograms of every

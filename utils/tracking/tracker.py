@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from utils.runs.folder import RunFolder
 from utils.terminal import Terminal, one_line
 from utils.tracking.sinks import METRICS, LocalSink, Sink
 from utils.tracking.tensorboard import TensorBoardSink
@@ -82,7 +82,7 @@ class Tracker:
 
 @contextmanager
 def open_tracker(
-    settings: dict, folder: RunFolder, model: nn.Module, terminal: Terminal
+    settings: dict, folder: Any, model: nn.Module, terminal: Terminal
 ) -> Iterator[Tracker]:
     """The sinks of a run, closed at its end; none on processes that don't write.
 

@@ -1,33 +1,40 @@
 """What is about to be trained, in a few lines."""
 
+import torch
+
 from datasets.splits import ImageSplits
-from utils.processes.launch import Processes
+from utils.processes.job import Job
 from utils.runs.folder import RunFolder
-from utils.terminal import Terminal
+from utils.settings.schema import Settings
 from utils.training.trainer import Trainer
 
 
 def announce(
-    terminal: Terminal,
+    settings: Settings,
     folder: RunFolder,
     splits: ImageSplits,
     trainer: Trainer,
-    processes: Processes,
-    threads: int,
+    job: Job,
+    trouble: str | None,
 ) -> None:
-    """What is about to run, in a few lines."""
-    settings, model, progress = folder.config, trainer.model, trainer.progress
-    batch, passes = trainer.batches.batch_size, settings["train"]["acc_grad"]
-    share = batch // (processes.world * passes)
+    """The run, its images, how its batches are divided, and where it goes on.
+
+    trouble: what is wrong with its newest checkpoint, if anything.
+    """
+    model, progress, line = trainer.model, trainer.progress, job.terminal.line
+    if trouble:
+        line(trouble)
+    batch, passes = trainer.batches.batch_size, settings.train.acc_grad
+    world, name = job.processes.world, settings.dataset.name
     parameters = sum(p.numel() for p in model.parameters())
-    where = f"{model.device}, {threads} thread(s)" if model.device.type == "cpu" else model.device
-    terminal.line(f"{folder.name}: {parameters:,} parameters, on {where}")
-    terminal.line(f"{settings['dataset']['name']}: {splits.counts} images of {splits.image_shape}")
+    threads = f", {torch.get_num_threads()} thread(s)" if job.device.type == "cpu" else ""
+    line(f"{folder.name}: {parameters:,} parameters, on {job.device}{threads}")
+    line(f"{name}: {splits.counts} images of {splits.image_shape}")
     for note in splits.notes:
-        terminal.line(f"{settings['dataset']['name']}: {note}")
-    terminal.line(
-        f"batch {batch} = {processes.world} process(es) × {passes} pass(es) × {share}"
-        + (f"; started by {processes.launcher}" if processes.world > 1 else "")
+        line(f"{name}: {note}")
+    line(
+        f"batch {batch} = {world} process(es) × {passes} pass(es) × {batch // (world * passes)}"
+        + (f"; started by {job.processes.launcher}" if world > 1 else "")
     )
     if progress.step:
-        terminal.line(f"continuing at epoch {progress.epoch + 1}, step {progress.step + 1}")
+        line(f"continuing at epoch {progress.epoch + 1}, step {progress.step + 1}")

@@ -1,0 +1,36 @@
+"""Which settings a command trains: its own, or those of the run that train.resume_id names."""
+
+from utils.processes.collectives import main_first
+from utils.processes.launch import Processes
+from utils.runs.checkpoints import download_cache, settings_in
+from utils.runs.folder import recorded_settings_of
+from utils.settings.check import check
+from utils.settings.command_line import Command
+from utils.settings.recorded import recorded_settings
+from utils.settings.schema import Settings
+from utils.settings.trust import check_targets
+from utils.tracking.wandb_client import FetchedRun, fetch_run
+
+
+def settings_to_train(command: Command, processes: Processes) -> tuple[Settings, FetchedRun | None]:
+    """The settings; with those of a run that is not in runs_dir comes what W&B has of it.
+
+    Raises:
+        ConfigError: if there is no such run, or its settings are not to be trusted.
+    """
+    run_id = command.value("train.resume_id")
+    if run_id is None:
+        return command.settings, None
+    source, fetched = f"train.resume_id={run_id}", None
+    content = recorded_settings_of(command.value("runs_dir"), run_id.rpartition("/")[2])
+    if content is None:
+        setup, cache = command.wandb_setup(), download_cache()
+        fetched = main_first(processes, lambda: fetch_run(run_id, setup, cache))  # once for all
+        content = settings_in(fetched.last, "train.resume_id")
+    settings = recorded_settings(content, command.overrides, source, command.replaced)
+    check_targets(settings.plain, command.trusted, source)
+    wandb = settings.plain["wandb"]
+    if fetched:
+        place = {"entity": fetched.entity, "project": fetched.project}
+        wandb = {**wandb, "setup": {**wandb["setup"], **place}}
+    return check({**settings.plain, "wandb": command.wandb_over(wandb)}), fetched

@@ -1,0 +1,108 @@
+"""From plain containers to checked `Settings`; a mistake is told in one sentence."""
+
+import difflib
+from collections.abc import Collection, Sequence
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from model.ladder_vae import ESTIMATORS
+from utils.errors import ConfigError
+from utils.settings.geometry import check_geometry
+from utils.settings.schema import KEYS, TASKS, Settings, Task
+
+
+def check(plain: dict) -> Settings:
+    """The settings in these containers, of which each value is valid and all fit one another.
+
+    Raises:
+        ConfigError: at the first that is wrong: the key, the value, and what to use instead.
+    """
+    try:
+        settings = Settings.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, plain)) from None
+    settings._plain.update(plain)
+    _check_combinations(settings)
+    check_geometry(settings)
+    return settings
+
+
+def check_task(plain: dict, own_estimators: Collection[str] = ()) -> Task:
+    """The settings of a task alone.
+
+    Raises:
+        ConfigError: at the first that is wrong, or names an estimator that is not there.
+    """
+    try:
+        task = _task_adapter().validate_python(plain)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, {"task": plain}, ("task",))) from None
+    _check_estimators(task, own_estimators)
+    return task
+
+
+@cache
+def _task_adapter() -> TypeAdapter:
+    return TypeAdapter(Annotated[Task, Field(discriminator="name")])
+
+
+def _check_estimators(task: Task, own: Collection[str]) -> None:
+    for name in getattr(task, "estimators", ()):
+        if name not in ESTIMATORS and name not in own:
+            raise ConfigError(KEYS["task.estimators"].complain("task.estimators", task.estimators))
+
+
+def unknown_key(key: str) -> ConfigError:
+    """The sentence about a key that is not there."""
+    if key in KEYS:
+        group = key.rpartition(".")[0].replace(".", "/")
+        return ConfigError(f"{key} is not a setting here: the {group} chosen doesn't have it.")
+    close = difflib.get_close_matches(key, KEYS, 1, 0.5)
+    remedy = f"did you mean {close[0]}?" if close else "remove it."
+    return ConfigError(f"{key} is not a setting: {remedy}")
+
+
+def _sentence(error: ValidationError, plain: dict, within: tuple[str, ...] = ()) -> str:
+    """About the first mistake; a wrong value comes before a missing one, which it may cause."""
+    mistakes = error.errors(include_url=False, include_context=False)
+    mistake = next((m for m in mistakes if m["type"] != "missing"), mistakes[0])
+    path = [*within, *mistake["loc"]]
+    if path[0] == "task" and path[1:2] and path[1] in TASKS:
+        del path[1]  # pydantic's mark of which task it is
+    name = ".".join(map(str, path))
+    known = _longest_known(path)
+    if mistake["type"] == "missing":
+        return f"{name} is missing: leave it where it was, or give it a value."
+    if mistake["type"] == "extra_forbidden":
+        return str(unknown_key(name))
+    if mistake["type"].startswith("union_tag"):
+        known = "task.name"
+    if known:
+        return KEYS[known].complain(known, _value(plain, known))
+    group = name.replace(".", "/")
+    return f"{name}={mistake['input']!r} is not valid: use one of the choices of {group}=…."
+
+
+def _longest_known(path: Sequence[str | int]) -> str | None:
+    """The setting that a path is in: pydantic's paths go on with list indices and types."""
+    names = (".".join(map(str, path[:end])) for end in range(len(path), 0, -1))
+    return next((name for name in names if name in KEYS), None)
+
+
+def _value(plain: dict, key: str) -> Any:
+    value: Any = plain
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _check_combinations(settings: Settings) -> None:
+    """What must hold between settings, the model's geometry aside."""
+    _check_estimators(settings.task, settings.estimators)
+    if settings.train.checkpoint_activations and settings.model.batch_norm:
+        raise ConfigError(
+            "train.checkpoint_activations=true with model.batch_norm=true would count every batch "
+            "twice: use one of them."
+        )

@@ -1,0 +1,118 @@
+"""A command: what was typed, and the config that Hydra composed of it."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from utils.errors import ConfigError
+from utils.settings.check import check_task
+from utils.settings.composition import composed_settings, resolve
+from utils.settings.schema import KEYS, TASKS, Settings, Task
+from utils.settings.trust import targets
+
+
+@dataclass(frozen=True)
+class Command:
+    """One job: the composed config, which may lack an experiment, and the overrides behind it."""
+
+    composed: DictConfig
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def running(cls, composed: DictConfig) -> "Command":
+        """The one that Hydra is running.
+
+        Raises:
+            ConfigError: if there is no such task.
+        """
+        command = cls(composed, tuple(HydraConfig.get().overrides.task))
+        name = OmegaConf.select(composed, "task.name")
+        if name not in TASKS:
+            raise ConfigError(KEYS["task.name"].complain("task.name", name))
+        return command
+
+    @cached_property
+    def settings(self) -> Settings:
+        """All of them, checked: for what needs an experiment.
+
+        Raises:
+            ConfigError: at the first that is missing or wrong.
+        """
+        return composed_settings(self.composed)
+
+    @cached_property
+    def trusted(self) -> frozenset[str]:
+        """The targets that the command names, or the config files that it chooses."""
+        plain = OmegaConf.to_container(self.composed, resolve=False)
+        return frozenset(target for _, target in targets(plain))
+
+    @cached_property
+    def task(self) -> Task:
+        """The settings of the task at hand alone, checked.
+
+        Raises:
+            ConfigError: if one of them is wrong.
+        """
+        return check_task(resolve(self.composed.task), self.composed.estimators)
+
+    @property
+    def replaced(self) -> dict[str, object]:
+        """Of a trained model's settings, the groups that every command brings itself."""
+        names = ("task", "estimators", "metrics", "trackers", "runs_dir")
+        return {name: resolve_value(self.composed[name]) for name in names}
+
+    def wandb_setup(self) -> dict:
+        """wandb.setup: where at W&B to look for a run."""
+        return resolve(self.composed.wandb)["setup"]
+
+    def wandb_over(self, recorded: dict) -> dict:
+        """A run's wandb group, with what this command says of it."""
+        group = OmegaConf.create({"wandb": recorded})
+        for override in self.overrides:
+            key = override.partition("=")[0]
+            if key.startswith("wandb."):
+                OmegaConf.update(group, key, OmegaConf.select(self.composed, key))
+        return resolve(group)["wandb"]
+
+    def value(self, key: str) -> object:
+        """One setting, checked by itself.
+
+        Raises:
+            ConfigError: if it is wrong.
+        """
+        found = resolve_value(OmegaConf.select(self.composed, key))
+        if not KEYS[key].accepts(found):
+            raise ConfigError(KEYS[key].complain(key, found))
+        return found
+
+
+def resolve_value(value: object) -> object:
+    """A value of a composed config: a group or a list as plain containers."""
+    return resolve({"value": value})["value"] if OmegaConf.is_config(value) else value
+
+
+def take_secrets(arguments: list[str]) -> None:
+    """Move wandb.api_key=… from the command line, in place, to the environment.
+
+    Hydra writes a sweep's command line to a file, and W&B's client sends it.
+    """
+    for argument in list(arguments):
+        key, _, value = argument.partition("=")
+        if key.lstrip("+") == "wandb.api_key" and value.strip("'\"") not in ("", "null"):
+            os.environ["WANDB_API_KEY"] = value.strip("'\"")
+            arguments.remove(argument)
+
+
+def quote_texts(arguments: list[str]) -> None:
+    """Quote, in place, a number where a text is meant: a run's id may be 45143230 or 12e45678."""
+    for index, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        try:
+            number, key = float(value), KEYS[name.lstrip("+")]
+        except (ValueError, KeyError):
+            continue
+        if key.accepts(value) and not key.accepts(number):
+            arguments[index] = f"{name}='{value}'"

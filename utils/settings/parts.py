@@ -1,0 +1,57 @@
+"""From a `_target_` with its arguments to the object that it describes."""
+
+from collections.abc import Callable
+from functools import partial
+from pkgutil import resolve_name
+from typing import Any
+
+from utils.errors import ConfigError
+
+CALLS = ("_target_", "_partial_")  # say what is called, and how; their neighbours are arguments
+
+
+def build(node: dict, key: str) -> Any:
+    """What the `_target_` of settings[key] makes of its neighbours, which are its arguments.
+
+    With `_partial_: true` a function that finishes it. Arguments may have a `_target_` themselves.
+    Nothing is interpolated here: settings are data. Which targets may be called was decided where
+    the settings came from (`utils.settings.trust.check_targets`).
+
+    Raises:
+        ConfigError: if it cannot be found or refuses its settings.
+    """
+    if not node:  # a choice of none, as in train/scheduler=none
+        return None
+    target = f"{key}._target_={node.get('_target_')}"
+    arguments = {k: _built(v, f"{key}.{k}") for k, v in node.items() if k not in CALLS}
+    try:
+        function = resolve_name(str(node.get("_target_")))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise _failed(target, error) from error
+    make = partial(_call, target, function, **arguments)
+    return make if node.get("_partial_") else make()
+
+
+def _built(value: Any, key: str) -> Any:
+    if isinstance(value, dict) and "_target_" in value:
+        return build(value, key)
+    if isinstance(value, dict):
+        return {name: _built(inner, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_built(inner, f"{key}.{index}") for index, inner in enumerate(value)]
+    return value
+
+
+def _call(target: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """function(…), with what a wrong target or argument raises as a ConfigError."""
+    try:
+        return function(*args, **kwargs)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise _failed(target, error) from error
+
+
+def _failed(target: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())
+    return ConfigError(f"{target} failed ({reason}): correct it or its settings.")

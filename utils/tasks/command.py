@@ -1,0 +1,82 @@
+"""One command: Hydra composes, a task runs, and mistakes are told in one sentence."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from utils.processes import launch
+from utils.processes.launch import Processes
+from utils.processes.peers import ASKED
+from utils.runs.signals import INTERRUPTED, Interrupted
+from utils.settings.command_line import Command, quote_texts, take_secrets
+from utils.settings.composition import explain
+from utils.training.memory import keep_freed
+from utils.training.trainer import TrainingStopped
+
+USER_ERRORS = (ValueError, TrainingStopped, OSError, OmegaConfBaseException)  # told in a sentence
+MAIN_PROCESS = os.getpid()
+SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+Task = Callable[[Command, Processes], None]
+
+_failed: list[Exception] = []  # jobs of this command that ended with an error
+
+
+def run_job(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
+    """One job: what task.name says. A sweep's jobs go on after one that failed."""
+    try:
+        _run_task(composed, tasks)
+    except (Interrupted, KeyboardInterrupt) as asked:
+        print(ASKED, file=sys.stderr)
+        sys.exit(getattr(asked, "status", INTERRUPTED))
+    except USER_ERRORS as error:
+        if os.getpid() != MAIN_PROCESS or SHOW_TRACEBACK:  # a launcher elsewhere must see it fail
+            raise
+        print(f"Error: {_sentence(error)}", file=sys.stderr)
+        _failed.append(error)
+
+
+def _run_task(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
+    """The task, in all processes; what ends one of them ends all."""
+    command = Command.running(composed)
+    processes = launch.start(composed.train.ddp)
+    try:
+        tasks[command.composed.task.name](command, processes)
+    except BaseException as error:
+        status, told = getattr(error, "status", 1), None
+        if not isinstance(error, (Interrupted, KeyboardInterrupt)):
+            known = isinstance(error, USER_ERRORS)
+            told = _sentence(error) if known else traceback.format_exc()
+        end = launch.failed(status, told, error)
+        if end is None:
+            raise
+        if processes.is_main:
+            print(end.sentence, file=sys.stderr)
+        sys.exit(end.status)
+    finally:
+        launch.stop()
+
+
+def _sentence(error: Exception) -> str:
+    """What a person can mend."""
+    return str(explain(error) if isinstance(error, OmegaConfBaseException) else error)
+
+
+def run_command(job: Callable[[], object]) -> int:
+    """Let Hydra compose and run the jobs; the command's exit status."""
+    take_secrets(sys.argv)
+    quote_texts(sys.argv)
+    keep_freed()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors of its own making and exits
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        if SHOW_TRACEBACK:
+            raise
+        print(f"Error: {explain(error)}", file=sys.stderr)
+        return 1
+    return 1 if _failed else 0

@@ -1,0 +1,47 @@
+"""task=compare: the scores of several runs, made where they are missing, side by side."""
+
+from pathlib import Path
+
+from utils import checkpoint
+from utils.evaluation.compare import Run, sources, stored
+from utils.evaluation.scoring import score
+from utils.files import write_scores
+from utils.processes.launch import Processes
+from utils.settings.command_line import Command
+from utils.tasks.trained import Trained
+from utils.terminal import Terminal
+
+
+def compare(command: Command, processes: Processes) -> None:
+    """Tables on the terminal; a page and a JSON file of every figure in a folder."""
+    from utils.report.comparison import write_comparison  # matplotlib takes a second
+
+    task, runs_dir = command.task, command.value("runs_dir")
+    terminal = Terminal(processes.is_main)
+    runs = []
+    for source in sources(command.value("runs")):
+        run = stored(source, task, runs_dir, command.overrides)
+        if run is None:
+            terminal.line(f"Scoring {source}")
+            run = _scored(source, command, processes)
+        runs.append(run)
+    if processes.is_main:
+        folder = Path(task.output or Path(runs_dir, "compare")).absolute()
+        write_comparison(runs, folder, terminal)
+
+
+def _scored(source: str, command: Command, processes: Processes) -> Run:
+    """A run scored now, and written down for the next time."""
+    trained, split = Trained.load(source, command, processes), command.task.split
+    found = score(
+        trained.model,
+        trained.settings,
+        trained.batches(),
+        split,
+        trained.file,
+        trained.job.terminal,
+    )
+    if processes.is_main:
+        folder = checkpoint.output_folder(source, command.value("runs_dir"))
+        write_scores(folder, f"{split}_scores", found.record, found.per_image)
+    return Run(found.record, found.per_image)

@@ -1,0 +1,44 @@
+"""task=test and task=report: a trained model's scores, and what each of its layers carries."""
+
+from datasets.loaders import EvaluationBatches
+from utils.evaluation import quality
+from utils.evaluation.scoring import Score, score
+from utils.files import write_scores
+from utils.processes.collectives import main_first
+from utils.processes.launch import Processes
+from utils.report.score_tables import show
+from utils.settings.command_line import Command
+from utils.tasks.trained import Trained
+
+
+def test(command: Command, processes: Processes) -> None:
+    """Scores on the terminal, and as `<split>_scores` in a folder."""
+    _score(Trained.named(command, processes))
+
+
+def report(command: Command, processes: Processes) -> None:
+    """The scores, and the collapse report in its own folder beside them."""
+    from utils.report.collapse_report import write_report  # matplotlib takes a second
+
+    trained = Trained.named(command, processes)
+    found, batches = _score(trained)
+    folder = trained.output / "report"
+    write_report(trained.model, found, trained.settings, batches, folder, trained.job)
+
+
+def _score(trained: Trained) -> tuple[Score, EvaluationBatches]:
+    """Scored, shown and written down."""
+    settings, job = trained.settings, trained.job
+    batches = trained.batches()
+    measures = main_first(
+        job.processes, lambda: quality.prepare(settings.train, job.device, job.terminal)
+    )
+    found = score(
+        trained.model, settings, batches, settings.task.split, trained.file, job.terminal, measures
+    )
+    show(job.terminal, found.record)
+    if job.is_main:
+        stem = f"{settings.task.split}_scores"
+        path = write_scores(trained.output, stem, found.record, found.per_image)
+        job.terminal.line(f"Also in {path}")
+    return found, batches

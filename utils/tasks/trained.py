@@ -1,0 +1,63 @@
+"""The trained model that a task is about, with all that using it takes."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from datasets.loaders import EvaluationBatches
+from model import LadderVAE
+from utils import checkpoint
+from utils.errors import ConfigError
+from utils.processes.collectives import main_first
+from utils.processes.job import Job
+from utils.processes.launch import Processes
+from utils.processes.threads import use_threads
+from utils.settings.command_line import Command
+from utils.settings.images import evaluation_batches, splits_of
+from utils.settings.schema import Settings
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model on the job's device; its settings, with the task's; its file; where results go."""
+
+    model: LadderVAE
+    settings: Settings
+    file: Path
+    output: Path
+    job: Job
+
+    @classmethod
+    def named(cls, command: Command, processes: Processes) -> "Trained":
+        """The one that checkpoint=… names.
+
+        Raises:
+            ConfigError: if it is not set.
+        """
+        source = command.value("checkpoint")
+        if source is None:
+            raise ConfigError(
+                f"checkpoint is not set: task={command.task.name} needs checkpoint=… (a .pth file "
+                "or the folder of a run)."
+            )
+        return cls.load(source, command, processes)
+
+    @classmethod
+    def load(cls, source: str, command: Command, processes: Processes) -> "Trained":
+        """The one that `source` names, for the command's task."""
+        runs_dir, task = command.value("runs_dir"), command.task
+        job = Job.on(command.value("train.device"), processes)
+        # Once: it may have to be fetched.
+        file = main_first(processes, partial(checkpoint.locate, source, runs_dir))
+        model, settings = checkpoint.load(
+            file, command.overrides, job.device, command.trusted, command.replaced
+        )
+        use_threads(settings, processes)
+        output = Path(task.output or checkpoint.output_folder(source, runs_dir))
+        return cls(model, settings, file, output, job)
+
+    def batches(self) -> EvaluationBatches:
+        """The images that the task asks for."""
+        task = self.settings.task
+        splits = splits_of(self.settings, self.job)
+        return evaluation_batches(self.settings, splits, task.split, self.job, task.num_images)
