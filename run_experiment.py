@@ -27,7 +27,6 @@ from utils.processes.job import Job
 from utils.processes.launch import Processes
 from utils.processes.threads import use_threads
 from utils.report.during_training import PICTURED, draw
-from utils.report.collapse_report import write_report
 from utils.report.score_tables import show, show_finished
 from utils.runs.checkpoints import newest
 from utils.runs.folder import RunFolder
@@ -110,6 +109,8 @@ def train(command: Command, processes: Processes) -> None:
         now = (trainer.progress.epoch, trainer.progress.step)
         draw(folder, tracker, validation.first(PICTURED), best, *now)
         if settings.task.report:
+            from utils.report.collapse_report import write_report  # loads matplotlib: 0.5 s
+
             pictures = write_report(best, found, settings, held_out, folder.path / "report", job)
             tracker.pictures(pictures, *now)
             tracker.page(folder.path / "report" / "report.html", *now)
