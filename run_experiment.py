@@ -112,7 +112,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
     if initial is not None:
         locate = partial(checkpoint.locate, initial, settings["runs_dir"])
         checkpoint.initialise(model, collectives.main_first(processes, locate))  # fetched once
-    model.place(device)
+    model.to_device(device)
     optimizer, scheduler = build.build_optimizer(settings, model)
     batches = train_batches(settings, splits, device, processes)
     validation, held_out = (

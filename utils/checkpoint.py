@@ -96,14 +96,14 @@ def load_model(
     validate(settings)
     model = build_model(settings)
     _load(model, content, f"checkpoint={path}", "leave out the overrides of model.…")
-    return model.place(device).eval(), OmegaConf.create(settings)
+    return model.to_device(device).eval(), OmegaConf.create(settings)
 
 
 def trained_model(settings: dict, path: Path, device: str | torch.device) -> LadderVAE:
     """In eval mode, the model that these settings of a run under way describe, from its file."""
     model = build_model(settings)
     _load(model, read(path, device), f"checkpoint={path}", "train it again")
-    return model.place(device).eval()
+    return model.to_device(device).eval()
 
 
 def initialise(model: LadderVAE, path: Path) -> None:

@@ -14,7 +14,7 @@ from datasets.io import cache
 from datasets.io.cache import Unstored
 from datasets.splits import ImageSplits
 from model.ladder_vae import LadderVAE
-from model.objective import Objective
+from model.objective import BetaNelbo, Objective
 from utils.errors import ConfigError
 from utils.settings.groups import NOT_THE_SOURCE, STORED
 
@@ -72,7 +72,7 @@ def _failed(target: str, error: Exception) -> ConfigError:
 
 def build_objective(settings: dict) -> Objective:
     """The training loss."""
-    return Objective(**{key: settings["model"][key] for key in OBJECTIVE})
+    return BetaNelbo(**{key: settings["model"][key] for key in OBJECTIVE})
 
 
 def build_model(settings: dict) -> LadderVAE:

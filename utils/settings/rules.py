@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.context import CONTEXTS
-from model.diffusion import SCHEDULES
-from model.ladder_vae import ESTIMATORS
+from model.estimators import ESTIMATORS
 from model.layers import ACTIVATIONS
 from model.likelihoods import LIKELIHOODS
+from model.schedules import SCHEDULES
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # one component of a path, W&B's too
 SECRETS = ("wandb.api_key",)  # in no message

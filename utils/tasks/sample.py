@@ -5,11 +5,10 @@ from pathlib import Path
 import torch
 
 from model import LadderVAE
-from model.noise import Noise
+from model.noise import Noise, NoisePurpose
 from utils.files import write_arrays
 from utils.terminal import Terminal
 
-SAMPLES = 105  # keys the noise of task=sample
 SAMPLE_BATCH = 500
 GRID = 100  # samples that a picture holds
 
@@ -24,7 +23,7 @@ def sample(model: LadderVAE, settings: dict, output: Path, terminal: Terminal) -
     parts = []
     with terminal.bar("samples", task["num_images"]) as bar:
         for ids in torch.arange(task["num_images"], device=model.device).split(SAMPLE_BATCH):
-            noise = Noise.keyed(ids, seed, SAMPLES)
+            noise = Noise.keyed(ids, seed, NoisePurpose.SAMPLES)
             x = model.sample(len(ids), task["temperature"], noise)
             parts.append(((x + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
             bar.count(len(ids))
