@@ -65,7 +65,7 @@ def train(command: Command, processes: Processes) -> None:
     if settings.train.init_from is not None:
         source = (settings.train.init_from, settings.runs_dir)
         checkpoint.initialise(model, main_first(processes, lambda: checkpoint.locate(*source)))
-    model.place(job.device)
+    model.to_device(job.device)
     optimizer, scheduler = build_optimizer(settings, model)
     batches = train_batches(settings, splits, job)
     validation = evaluation_batches(settings, splits, "validation", job)

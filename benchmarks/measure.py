@@ -57,7 +57,7 @@ class Subject:
         use_threads(settings, processes)
         dataset = settings["dataset"]
         torch.manual_seed(0)
-        model = build.build_model(settings).place(device)
+        model = build.build_model(settings).to_device(device)
         count = max(batches * dataset["data_module"]["batch_size"], 8)
         shape = (count, dataset["channels"], dataset["image_size"], dataset["image_size"])
         images = torch.randint(0, dataset["levels"], shape, device=device, dtype=torch.uint8)

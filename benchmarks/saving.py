@@ -37,7 +37,7 @@ def products(a: torch.Tensor, until: float) -> float:
 def cost(experiment: str, device: str, folder: Path) -> tuple[int, float, float, float]:
     """(bytes, seconds of the copy, seconds of the writing, rate of products while it is written)"""
     settings = composition.resolve(composition.compose([f"experiment={experiment}"]))
-    model = build.build_model(settings).place(device)
+    model = build.build_model(settings).to_device(device)
     optimizer, _ = build.build_optimizer(settings, model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

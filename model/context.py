@@ -14,28 +14,32 @@ from torch import Tensor, nn
 
 from model.distributions import Gaussian, TwoPoint, log_softplus
 from model.noise import Noise
+from model.part import Part
 
 DITHER = 0.25  # half-width of the uniform dither, in levels
 
 
-def dct_matrices(size: int, keep: int) -> tuple[Tensor, Tensor]:
-    """The `keep` lowest rows of the unnormalised DCT-II, and their part of its inverse, in float64.
+class Context(Part):
+    """A deterministic summary of the image, made from (channels, image_size, ctx_size)."""
 
-    forward (keep, size): y_k = 2 Σ_n x_n cos(πk(2n + 1)/(2·size)), as scipy.fft.dct(norm=None);
-    inverse (size, keep): x from y where all higher frequencies are zero.
-    """
-    k = torch.arange(keep, dtype=torch.float64)[:, None]
-    n = torch.arange(size, dtype=torch.float64)
-    forward = 2.0 * torch.cos(math.pi * k * (2.0 * n + 1.0) / (2.0 * size))
-    inverse = forward.T / (2.0 * size)
-    inverse[:, 0] *= 0.5
-    return forward, inverse.contiguous()
+    active: Tensor  # (C, d, d): 1 where an element carries something, 0 where it is constant
+
+    def fit(self, images: Tensor, max_value: int) -> None:
+        """Set what depends on the training images (N, C, H, W) uint8, levels 0 … max_value."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) in [−1, 1] -> v (B, C, d, d) in [−1, 1]."""
+        raise NotImplementedError
+
+    def render(self, u: Tensor) -> Tensor:
+        """u (B, C, d, d) -> an image of it (B, C, H, W) in [−1, 1]."""
+        raise NotImplementedError
 
 
-class DCTContext(nn.Module):
+class DCTContext(Context):
     """The d×d lowest frequencies of the unnormalised 2-D DCT-II of the image in [0, 1], over S.
 
-    S (C, d, d) is the training set's largest |floor(y)| (`fit_scale`), saved with the model.
+    S (C, d, d) is the training set's largest |floor(y)| (`fit`), saved with the model.
     Elements whose S is 0 are constant: `active` is 0 there.
     """
 
@@ -57,7 +61,7 @@ class DCTContext(nn.Module):
             return self.forward_matrix @ (0.5 * (x + 1.0)) @ self.forward_matrix.T
 
     @torch.no_grad()
-    def fit_scale(self, images: Tensor, max_value: int, chunk: int = 4096) -> None:
+    def fit(self, images: Tensor, max_value: int, chunk: int = 4096) -> None:
         """Set S from the training images (N, C, H, W) uint8 with levels 0 … max_value.
 
         In float64, and a y within 1e-6 of a whole number counts as it: rounding noise around zero
@@ -86,7 +90,7 @@ class DCTContext(nn.Module):
         return 2.0 * image.clamp(0.0, 1.0) - 1.0
 
 
-class DownsampleContext(nn.Module):
+class DownsampleContext(Context):
     """The image average-pooled by k = ceil(H/d), padded to k·d by repeating the edge."""
 
     def __init__(self, channels: int, image_size: int, ctx_size: int):
@@ -96,9 +100,6 @@ class DownsampleContext(nn.Module):
         padding = self.factor * ctx_size - image_size
         self.before, self.after = padding // 2, padding - padding // 2
         self.register_buffer("active", torch.ones(channels, ctx_size, ctx_size), persistent=False)
-
-    def fit_scale(self, images: Tensor, max_value: int) -> None:
-        """Nothing to fit: the pooled image is in [−1, 1] already."""
 
     def encode(self, x: Tensor) -> Tensor:
         """v (B, C, d, d): the pooled image."""
@@ -115,6 +116,20 @@ class DownsampleContext(nn.Module):
 CONTEXTS = {"dct": DCTContext, "downsample": DownsampleContext}
 
 
+def dct_matrices(size: int, keep: int) -> tuple[Tensor, Tensor]:
+    """The `keep` lowest rows of the unnormalised DCT-II, and their part of its inverse, in float64.
+
+    forward (keep, size): y_k = 2 Σ_n x_n cos(πk(2n + 1)/(2·size)), as scipy.fft.dct(norm=None);
+    inverse (size, keep): x from y where all higher frequencies are zero.
+    """
+    k = torch.arange(keep, dtype=torch.float64)[:, None]
+    n = torch.arange(size, dtype=torch.float64)
+    forward = 2.0 * torch.cos(math.pi * k * (2.0 * n + 1.0) / (2.0 * size))
+    inverse = forward.T / (2.0 * size)
+    inverse[:, 0] *= 0.5
+    return forward, inverse.contiguous()
+
+
 def level_value(level: Tensor, bits: int) -> Tensor:
     """(2k + 1)/2^b − 1, the value of level k clamped to 0 … 2^b − 1."""
     return (2.0 * level.clamp(0, 2**bits - 1) + 1.0) / 2**bits - 1.0
@@ -126,7 +141,7 @@ def quantise(v: Tensor, bits: int) -> Tensor:
 
 
 def dither(v: Tensor, bits: int, width: float = DITHER) -> TwoPoint:
-    """The law of level floor(r + e) with r = (v + 1)/2·2^b and e ~ U(−width, width)."""
+    """The distribution of level floor(r + e) with r = (v + 1)/2·2^b and e ~ U(−width, width)."""
     r = (v + 1.0) * (0.5 * 2**bits)
     top = (r + width).floor()
     low, high = level_value((r - width).floor(), bits), level_value(top, bits)

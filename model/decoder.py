@@ -6,107 +6,26 @@
 Sections 2 and 3 of arXiv 2302.09976. Latents are listed from the top, the context first.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.context import CONTEXTS, ContextPosterior, quantise
-from model.diffusion import DiffusionDensity, DiffusionPrior
-from model.distributions import Gaussian, TwoPoint
-from model.layers import (
-    BlockStyle,
-    at_least_float32,
-    channels_last,
-    decoder_block,
-    decoder_net,
-    last_conv,
-    zero_init,
-)
+from model.context import CONTEXTS, Context, ContextPosterior, quantise
+from model.latent import Latent, LatentBlock
+from model.layers import BlockStyle, at_least_float32, decoder_block, last_conv, zero_init
 from model.noise import Noise
-from model.priors import LatentSite, LogVariance, NetworkPrior
+from model.part import Part
+from model.priors import LatentSite, LogVariance, NetworkPrior, Prior
 from model.scales import Scale
 
 
-@dataclass(frozen=True)
-class Latent:
-    """One layer: z (B, w, h, h), its posterior q and prior p, and KL per element (nats).
-
-    q is None where there was no feature to infer it from, kl where z did not come from q.
-    """
-
-    z: Tensor
-    q: Gaussian | TwoPoint | None
-    p: Gaussian | DiffusionDensity
-    kl: Tensor | None
-
-
-class LatentBlock(nn.Module):
-    """Prior, posterior and state update of one Gaussian latent."""
-
-    def __init__(
-        self,
-        scale: Scale,
-        out_channels: int,
-        style: BlockStyle,
-        prior: nn.Module,
-        log_variance: LogVariance,
-        num_blocks: int,
-        disconnect: bool,
-        num_latents: int,
-    ):
-        super().__init__()
-        channels, width = scale.channels, scale.width
-        self.width, self.log_variance, self.disconnect = width, log_variance, disconnect
-        self.prior = prior
-        self.posterior_net = decoder_net(channels, 2 * width, style)
-        nn.init.uniform_(last_conv(self.posterior_net).weight, -1.0, 1.0)
-        self.z_conv = nn.Conv2d(width, channels, 1)
-        outs = [channels] * (num_blocks - 1) + [out_channels]
-        self.blocks = nn.Sequential(*(decoder_block(channels, out, style) for out in outs))
-        with torch.no_grad():  # variance grows with depth: scale what each latent adds
-            for conv in [self.z_conv, *(last_conv(block.net) for block in self.blocks)]:
-                conv.weight.mul_(math.sqrt(1.0 / num_latents))
-
-    def posterior(self, s: Tensor, feature: Tensor) -> Gaussian:
-        """q(z | s, feature)."""
-        h = self.posterior_net(feature if self.disconnect else feature + s)
-        mean, raw = at_least_float32(h).chunk(2, dim=1)
-        if isinstance(self.prior, DiffusionPrior):
-            mean = mean.tanh()  # the diffusion works on [−1, 1]
-        return Gaussian(mean, self.log_variance(raw))
-
-    def forward(
-        self,
-        s: Tensor,
-        feature: Tensor | None,
-        given: Tensor | None,
-        noise: Noise,
-        temperature: float,
-    ) -> tuple[Latent, Tensor]:
-        """z as given, else from the posterior where there is a feature, else from the prior."""
-        p, features = self.prior(s, noise)
-        q = None if feature is None else self.posterior(s, feature)
-        kl = None
-        if given is not None:
-            z = given
-        elif q is not None:
-            z = q.sample(noise, temperature)
-            kl = p.kl_from(q, z)
-        else:
-            z = p.sample_n(len(s), noise, temperature)
-        if features is not None:
-            s = s + features
-        return Latent(z, q, p, kl), self.blocks(s + self.z_conv(channels_last(z)))
-
-
-class LadderDecoder(nn.Module):
+class LadderDecoder(Part):
     """The plain ladder: the top latent is a block like any other, its prior is `z_L_prior`."""
 
-    num_top = 0
+    num_top = 0  # latents above those of the ladder
 
     def __init__(
         self,
@@ -114,7 +33,7 @@ class LadderDecoder(nn.Module):
         head_channels: int,
         scales: list[Scale],
         style: BlockStyle,
-        z_L_prior: Callable[[LatentSite], nn.Module],
+        z_L_prior: Callable[[LatentSite], Prior],
         num_blocks_per_scale: int,
         num_postprocess_blocks: int,
         var_mode: str,
@@ -159,6 +78,14 @@ class LadderDecoder(nn.Module):
         nn.init.zeros_(head.bias)
         self.head = nn.Sequential(*post, head)
 
+    @property
+    def priors(self) -> list[Prior]:
+        """The priors of all latents, top to bottom."""
+        return [block.prior for block in self.blocks]
+
+    def fit(self, images: Tensor, max_value: int) -> None:
+        """Set what depends on the training images (N, C, H, W) uint8: nothing here."""
+
     @staticmethod
     def first_prior(z_L_prior: Callable) -> Callable:
         """The prior of the first block: the top latent's own."""
@@ -174,18 +101,16 @@ class LadderDecoder(nn.Module):
             scale.width, scale.size, None, scale.channels, self.style, self.log_variance
         )
 
-    def infer_top(
-        self, x: Tensor, noise: Noise, temperature: float, published: bool = False
-    ) -> list[Latent]:
-        """The `num_top` latents that come before the ladder's: none here."""
+    def infer_top(self, x: Tensor, noise: Noise, temperature: float) -> list[Latent]:
+        """Posterior draws of the `num_top` latents above the ladder's, without KL: none here."""
         return []
 
     def sample_top(self, n: int, noise: Noise, temperature: float) -> list[Latent]:
-        """Their draws from the prior: none here."""
+        """Prior draws of these latents: none here."""
         return []
 
     def start(self, n: int, top: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The state at the coarsest scale and, where known, what conditions later scales."""
+        """The state at the coarsest scale; and what conditions later scales, if known already."""
         weight = self.blocks[0].z_conv.weight
         return torch.zeros(n, *self.start_shape, dtype=weight.dtype, device=weight.device), None
 
@@ -193,7 +118,7 @@ class LadderDecoder(nn.Module):
         """The top latent at a scale's resolution."""
         return F.interpolate(condition, size=(size, size), mode="nearest")
 
-    def descend(
+    def top_down(
         self,
         n: int,
         top: Sequence[Tensor],
@@ -202,10 +127,10 @@ class LadderDecoder(nn.Module):
         noise: Noise,
         temperature: float = 1.0,
     ) -> tuple[list[Latent], Tensor]:
-        """From the top's values to the Gaussian latents (top to bottom) and the head's output.
+        """The ladder's latents (top to bottom) and the head's output, given the values above them.
 
-        features: the encoder's, bottom up; where there is none, the latent is its prior's.
-        given: values of the first Gaussian latents, used as they are.
+        features: the encoder's, bottom up; a latent without one is drawn from its prior.
+        given: values of the first latents of the ladder, used as they are.
         """
         s, condition = self.start(n, top)
         latents, conditioned = [], iter(self.condition)
@@ -225,7 +150,11 @@ class LadderDecoder(nn.Module):
 
 
 class ContextDecoder(LadderDecoder):
-    """The ladder under a context: a quantised DCT of x (or x downsampled), diffusion prior."""
+    """The ladder under a context: a quantised DCT of x (or x downsampled), diffusion prior.
+
+    context: makes another context than those that ctx_type names, from (channels, image_size,
+    ctx_size). z_L_prior: makes the context's prior, which must be bounded.
+    """
 
     num_top = 1
 
@@ -235,19 +164,20 @@ class ContextDecoder(LadderDecoder):
         head_channels: int,
         scales: list[Scale],
         style: BlockStyle,
-        z_L_prior: Callable[[LatentSite], DiffusionPrior],
+        z_L_prior: Callable[[LatentSite], Prior],
         ctx_size: int,
         ctx_type: str,
         ctx_posterior_var: str,
         ctx_posterior_var_init: float,
         z_L_bits: int,
+        context: Callable[[int, int, int], Context] | None = None,
         **ladder,
     ):
         super().__init__(image_shape, head_channels, scales, style, z_L_prior, **ladder)
         channels, size, _ = image_shape
         coarsest = scales[-1]
         self.bits = z_L_bits
-        self.context = CONTEXTS[ctx_type](channels, size, ctx_size)
+        self.context = (context or CONTEXTS[ctx_type])(channels, size, ctx_size)
         self.context_posterior = ContextPosterior(
             ctx_posterior_var, ctx_posterior_var_init, channels, ctx_size, z_L_bits
         )
@@ -256,9 +186,27 @@ class ContextDecoder(LadderDecoder):
         self.context_prior = z_L_prior(site)
         self.context_conv = nn.Conv2d(channels, coarsest.channels, 3, padding=1)
 
+    @classmethod
+    def check_arguments(cls, size: int, *, z_L_prior: Callable, **others: Any) -> None:
+        """z_L_prior: the class of prior (a function that makes one is taken on trust)."""
+        if not getattr(z_L_prior, "bounded", True):
+            raise ValueError(
+                "z_L_prior of a context must be a diffusion model: use "
+                "model/decoder/z_L_prior=ddgm."
+            )
+
+    @property
+    def priors(self) -> list[Prior]:
+        """The priors of all latents, the context's first."""
+        return [self.context_prior, *super().priors]
+
+    def fit(self, images: Tensor, max_value: int) -> None:
+        """Fit the context to the training images (N, C, H, W) uint8."""
+        self.context.fit(images, max_value)
+
     @staticmethod
     def first_prior(z_L_prior: Callable) -> Callable:
-        """The prior of the first block is a net like any other's: `z_L_prior` is the context's."""
+        """The prior of the first block is a net like any other's; `z_L_prior` is the context's."""
         return NetworkPrior
 
     @staticmethod
@@ -266,21 +214,17 @@ class ContextDecoder(LadderDecoder):
         """From the pooled rendering of the context to a scale's state."""
         return nn.Conv2d(image_channels, channels, 3, padding=1)
 
-    def infer_top(
-        self, x: Tensor, noise: Noise, temperature: float, published: bool = False
-    ) -> list[Latent]:
-        """The context of x (B, C, H, W); published: with the published prior term as its kl."""
+    def infer_top(self, x: Tensor, noise: Noise, temperature: float) -> list[Latent]:
+        """The context of x (B, C, H, W), without its KL."""
         active = self.context.active
         u, q = self.context_posterior(self.context.encode(x), active, noise, temperature)
-        p = DiffusionDensity(self.context_prior, active, noise)
-        kl = p.published_kl_from(q, u) if published else p.kl_from(q, u)
-        return [Latent(u, q, p, kl)]
+        return [Latent(u, q, self.context_prior.context_density(active, noise))]
 
     def sample_top(self, n: int, noise: Noise, temperature: float) -> list[Latent]:
-        """A context from the diffusion prior, brought back to its levels."""
-        p = DiffusionDensity(self.context_prior, self.context.active, noise)
+        """A context from its prior, brought back to its levels."""
+        p = self.context_prior.context_density(self.context.active, noise)
         u = p.sample_n(n, noise, temperature)
-        return [Latent(quantise(u.clamp(-1.0, 1.0), self.bits), None, p, None)]
+        return [Latent(quantise(u.clamp(-1.0, 1.0), self.bits), None, p)]
 
     def start(self, n: int, top: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Zero map + 3×3(rendering of the context, pooled); the rendering itself (B, C, H, W)."""

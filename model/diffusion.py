@@ -10,79 +10,35 @@ A step t is (B,), or (1,) where all images are at the same one: the net then emb
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.density import Density
+from model.discretised_gaussian import discretised_gaussian_log_prob
 from model.distributions import Gaussian, TwoPoint, sum_per_image
 from model.layers import at_least_float32
 from model.noise import Noise
-from model.priors import LatentSite
+from model.priors import LatentSite, Prior
+from model.schedules import SCHEDULES, diffusion_constants
 
-FLOOR = 1e-12  # probability under which a discretised Gaussian's bin is not followed
-LOSS_MEMORY = 0.95  # of the running mean of each step's loss
-UNIFORM_SHARE = 0.05  # of loss-aware draws of t, so that no step is ever starved
-MOMENT_SAMPLES = 256
-
-
-def linear_betas(steps: int) -> np.ndarray:
-    """β_0 … β_{T−1}, evenly from a scale's smallest to its largest value, in float64."""
-    scale, smallest = (100.0 / steps, 0.01) if steps < 21 else (1000.0 / steps, 0.001)
-    return np.linspace(scale * smallest, scale * 0.02, steps, dtype=np.float64)
+LOSS_MEMORY = 0.95  # decay of the running mean of each step's loss
+UNIFORM_SHARE = 0.05  # of loss-aware draws of t, so that every step is drawn now and then
+MOMENT_SAMPLES = 256  # behind the mean and standard deviation of p(u)
 
 
-def cosine_betas(steps: int) -> np.ndarray:
-    """β_0 … β_{T−1} of Nichol & Dhariwal 2021, eq. 17, at most 0.999, in float64."""
-    times = np.arange(steps + 1, dtype=np.float64) / steps
-    alpha_bar = np.cos((times + 0.008) / 1.008 * math.pi / 2) ** 2
-    return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-
-
-SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas}
-
-
-def discretised_gaussian_log_prob(u: Tensor, p: Gaussian, bits: int, published: bool) -> Tensor:
-    """log of N(mean, variance)'s mass in u's bin, element-wise, floored at log 1e-12.
-
-    Levels are 2/2^b apart. True bins have half-width h = 1/2^b and sum to one. The published form
-    has h = 1/(2^b − 1) and a tanh for Φ; its bins overlap, so its probabilities sum to up to 2.
-    """
-    half = 1.0 / (2**bits - 1) if published else 1.0 / 2**bits
-    upper, lower = (u + half - p.mean) / p.stddev, (u - half - p.mean) / p.stddev
-    edge = 1.0 - 1.5 / 2**bits  # between the outermost level and the next
-    if published:
-        cdf_upper, cdf_lower = _published_cdf(upper), _published_cdf(lower)
-        inner = cdf_upper - cdf_lower
-        below, above = cdf_upper, 1.0 - cdf_lower
-    else:
-        # Differences are taken in the lower tail, where floats are fine.
-        inner = torch.where(
-            lower > 0,
-            _normal_cdf(-lower) - _normal_cdf(-upper),
-            _normal_cdf(upper) - _normal_cdf(lower),
-        )
-        below, above = _normal_cdf(upper), _normal_cdf(-lower)
-    mass = torch.where(u < -edge, below, torch.where(u > edge, above, inner))
-    return mass.clamp(min=FLOOR).log()
-
-
-def _normal_cdf(a: Tensor) -> Tensor:
-    """By erfc: in float32, torch.special.ndtr is 0 below −6, where this is still exact."""
-    return 0.5 * torch.special.erfc(a * -math.sqrt(0.5))
-
-
-def _published_cdf(a: Tensor) -> Tensor:
-    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (a + 0.044715 * a**3)))
-
-
-class DiffusionPrior(nn.Module):
+class DiffusionPrior(Prior):
     """T-step diffusion over u (B, C, d, d), with its bound, importance weights and sampler.
 
     parametrization: `x` (the net gives mean and log-variance of p(u_{t−1} | u_t)), `x_var` (mean
     alone) or `eps` (the noise). t_sample: how training draws t, `uniform` or `loss_aware`.
     model: a function of in_channels and out_channels that makes the net of (u_t, t, noise).
     """
+
+    bounded = True
+    uses_paths = True
+    cpu_memory_format = torch.contiguous_format  # a fifth faster on so few positions
 
     def __init__(
         self,
@@ -101,12 +57,25 @@ class DiffusionPrior(nn.Module):
         for name, values in diffusion_constants(SCHEDULES[beta_schedule](T)).items():
             self.register_buffer(name, torch.from_numpy(values).float(), persistent=False)
         self.register_buffer("step_loss", torch.ones(T), persistent=t_sample == "loss_aware")
-        self.register_buffer("seen", torch.zeros(2, T), persistent=False)  # see `settle`
+        # (draws, sum of |loss|) of each step since the last `after_optimizer_step`
+        self.register_buffer("loss_sums", torch.zeros(2, T), persistent=False)
+
+    @classmethod
+    def check_arguments(cls, size: int, *, T: int, parametrization: str, **others: Any) -> None:
+        """`eps` divides by √ᾱ, which is 0 at the end of two steps."""
+        if parametrization == "eps" and T == 2:
+            raise ValueError(
+                "parametrization=eps divides by zero where T=2 ends in pure noise: use x."
+            )
 
     def forward(self, s: Tensor, noise: Noise) -> tuple["DiffusionDensity", None]:
         """As the prior of a top latent of the ladder (all elements active): p(z), no features."""
         active = torch.ones(self.shape, dtype=s.dtype, device=s.device)
-        return DiffusionDensity(self, active, noise), None
+        return self.context_density(active, noise), None
+
+    def context_density(self, active: Tensor, noise: Noise) -> "DiffusionDensity":
+        """p(u), of whose elements `active` (C, d, d) says which carry something."""
+        return DiffusionDensity(self, active, noise)
 
     def noised(self, u: Tensor, t: Tensor) -> Gaussian:
         """q(u_t | u)."""
@@ -168,13 +137,13 @@ class DiffusionPrior(nn.Module):
 
     def training_bound(self, u: Tensor, active: Tensor, noise: Noise) -> Tensor:
         """An unbiased one-step estimate of `bound`: one t per image, over its probability."""
-        law = self._step_law()
+        probs = self.timestep_probs()
         drawn = noise.uniform(dtype=torch.float32)  # (B,)
-        t = torch.bucketize(drawn, law.cumsum(0)[:-1], right=True)
+        t = torch.bucketize(drawn, probs.cumsum(0)[:-1], right=True)
         term = self.term(u, t, noise.normal_like(u), active, noise)
         if self.training and self.t_sample == "loss_aware":
-            self._note(t, -sum_per_image(term.detach()))
-        weight = (1.0 / law[t]).to(u.dtype).view(-1, 1, 1, 1)
+            self.record_losses(t, -sum_per_image(term.detach()))
+        weight = (1.0 / probs[t]).to(u.dtype).view(-1, 1, 1, 1)
         return weight * term - self.terminal_kl(u, active)
 
     def importance_weight(self, u: Tensor, active: Tensor, noise: Noise, num_paths: int) -> Tensor:
@@ -214,32 +183,32 @@ class DiffusionPrior(nn.Module):
             u = p.mean if step == 0 else p.sample(noise, temperature)
             yield u
 
-    def _step_law(self) -> Tensor:
+    def timestep_probs(self) -> Tensor:
         """The probability with which training draws each t: (T,) float32."""
         uniform = torch.full_like(self.step_loss, 1.0 / self.steps)
         if self.t_sample == "uniform":
             return uniform
-        law = self.step_loss / self.step_loss.sum()
-        return (1.0 - UNIFORM_SHARE) * law + UNIFORM_SHARE * uniform
+        by_loss = self.step_loss / self.step_loss.sum()
+        return (1.0 - UNIFORM_SHARE) * by_loss + UNIFORM_SHARE * uniform
 
     @torch.no_grad()
-    def _note(self, t: Tensor, loss: Tensor) -> None:
-        """How often each step was drawn, and the sum of |loss| there, since the last `settle`."""
-        loss = loss.abs().to(self.seen.dtype)
-        self.seen.index_add_(1, t, torch.stack([torch.ones_like(loss), loss]))
+    def record_losses(self, t: Tensor, loss: Tensor) -> None:
+        """Add each image's step t (B,) and |loss| (B,) to `loss_sums`."""
+        loss = loss.abs().to(self.loss_sums.dtype)
+        self.loss_sums.index_add_(1, t, torch.stack([torch.ones_like(loss), loss]))
 
     @torch.no_grad()
-    def settle(self, total: Callable[[Tensor], Tensor]) -> None:
-        """After an optimiser step: move the running mean of |loss| towards that of the steps drawn.
+    def after_optimizer_step(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Move the running mean of |loss| towards that of the steps drawn.
 
-        total: the sum over the processes that share the batch. Within the step the law stays, so
-        that it is the same however the batch is divided.
+        Until then the probabilities stay as they are, so that they do not depend on how the batch
+        is divided into micro-batches and among processes.
         """
         if self.t_sample == "loss_aware":
-            drawn, loss = total(self.seen)
+            drawn, loss = total(self.loss_sums)
             keep = LOSS_MEMORY ** (drawn > 0)
             self.step_loss.mul_(keep).add_((1.0 - keep) * loss / drawn.clamp(min=1.0))
-            self.seen.zero_()
+            self.loss_sums.zero_()
 
     def _common(self, step: int) -> Tensor:
         """The t (1,) of a step that all images are at."""
@@ -249,26 +218,8 @@ class DiffusionPrior(nn.Module):
         return values[t].to(like.dtype).view(-1, 1, 1, 1)
 
 
-def diffusion_constants(beta: np.ndarray) -> dict[str, np.ndarray]:
-    """β, ᾱ and the posterior's coefficients, (T,) float64, from β_0 … β_{T−1}.
-
-    The posterior's variance at t = 0, where it is 0, is replaced by its value at t = 1.
-    """
-    alpha_bar = np.cumprod(1.0 - beta)
-    before = np.append(1.0, alpha_bar[:-1])
-    variance = beta * (1.0 - before) / (1.0 - alpha_bar)
-    return {
-        "beta": beta,
-        "alphas_cumprod": alpha_bar,
-        "one_minus_alphas_cumprod": 1.0 - alpha_bar,
-        "posterior_mean_coef1": beta * np.sqrt(before) / (1.0 - alpha_bar),
-        "posterior_mean_coef2": (1.0 - before) * np.sqrt(1.0 - beta) / (1.0 - alpha_bar),
-        "posterior_log_variance": np.log(np.append(variance[1], variance[1:])),
-    }
-
-
 @dataclass(frozen=True)
-class DiffusionDensity:
+class DiffusionDensity(Density):
     """p(u) as a distribution: its log-density is a bound, its moments come from its own samples."""
 
     prior: DiffusionPrior
@@ -285,17 +236,26 @@ class DiffusionDensity:
         return -q.entropy() * self.active - bound(u, self.active, self.noise)
 
     def published_kl_from(self, q: Gaussian | TwoPoint, u: Tensor) -> Tensor:
-        """The published form of `kl_from`: its own terms, and the dither's entropy left out."""
-        entropy = q.entropy() * self.active if isinstance(q, Gaussian) else 0.0
+        """The published form of `kl_from`: its own terms, without the entropy of a discrete q."""
+        entropy = q.entropy() * self.active if self.num_levels is None else 0.0
         return -entropy - self.prior.bound(u, self.active, self.noise, published=True)
 
-    def importance_weight(self, u: Tensor, noise: Noise, num_paths: int) -> Tensor:
+    def log_weight(self, u: Tensor, noise: Noise, paths: int) -> Tensor:
         """log of an unbiased estimate of p(u): (B,)."""
-        return self.prior.importance_weight(u, self.active, noise, num_paths)
+        return self.prior.importance_weight(u, self.active, noise, paths)
 
     def sample_n(self, n: int, noise: Noise, temperature: float = 1.0) -> Tensor:
         """n ancestral samples: (n, C, d, d)."""
         return self.prior.sample(n, self.active, noise, temperature)
+
+    def active_mask(self, u: Tensor) -> Tensor:
+        """True where an element carries something."""
+        return self.active.expand_as(u) > 0
+
+    @property
+    def num_levels(self) -> int | None:
+        """2^b, or None where u has a density."""
+        return None if self.prior.bits is None else 2**self.prior.bits
 
     @property
     def mean(self) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.density import Density
 from model.noise import Noise
 
 LOG_2PI = math.log(2.0 * math.pi)
@@ -33,11 +34,13 @@ def sum_per_image(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Density):
     """Diagonal N(mean, e^logvar)."""
 
     mean: Tensor
     logvar: Tensor
+
+    kl_is_exact = True
 
     @property
     def variance(self) -> Tensor:
@@ -80,6 +83,10 @@ class Gaussian:
     def kl_from(self, q: "Gaussian", z: Tensor) -> Tensor:
         """KL(q ‖ self), element-wise: exact, so that the sample z is not needed."""
         return q.kl(self)
+
+    def residuals(self, z: Tensor) -> Tensor:
+        """(z − mean)/stddev, element-wise."""
+        return (z - self.mean) / self.stddev
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers import BlockStyle, channels_last, encoder_block
+from model.part import Part
 from model.scales import Scale
 
 
-class LadderEncoder(nn.Module):
+class LadderEncoder(Part):
     """One net of `num_blocks_per_scale` encoder blocks per latent.
 
     The first net of a scale changes channels in its first block and ends in average pooling.

@@ -7,62 +7,37 @@ Shapes: x (B, C, H, W) in [−1, 1]; latents (B, w, h, h), the context (B, C, d,
 Method: Kuzina & Tomczak 2023, arXiv 2302.09976; ladder after Sønderby et al. 2016.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.decoder import Latent
-from model.diffusion import DiffusionPrior
-from model.distributions import Gaussian, sum_per_image
-from model.layers import BlockStyle, Unit
+from model.decoder import LadderDecoder
+from model.encoder import LadderEncoder
+from model.estimators import MAX_ROWS, PRIOR_PATHS, Estimator, log_mean, named
+from model.layers import BlockStyle, CheckpointedModule
 from model.likelihoods import LIKELIHOODS, Likelihood
 from model.noise import Noise
+from model.output import LadderOutput
+from model.part import Part
 from model.scales import layout
 
-ESTIMATORS = ("iwae", "published")
-PRIOR_PATHS = 16  # diffusion paths per image behind `iwae`
-MAX_ROWS = 512  # samples × images decoded at once
 
+class LadderVAE(Part):
+    """The generative model p(x, z, u) and its posterior q(z, u | x).
 
-@dataclass(frozen=True)
-class LadderOutput:
-    """One pass of the posterior, per image."""
-
-    px: Likelihood  # p(x | z, u)
-    latents: list[Latent]  # top to bottom, the context first where there is one
-    target: Tensor  # (B, C, H, W), what px is asked about: x, or a binarisation of it
-
-    @property
-    def kl(self) -> Tensor:
-        """(B, number of latents) nats, context first; 0 where a latent was its prior's."""
-        none = self.target.new_zeros(len(self.target))
-        return torch.stack(
-            [none if each.kl is None else sum_per_image(each.kl) for each in self.latents], dim=1
-        )
-
-    @property
-    def reconstruction(self) -> Tensor:
-        """−log p(target | latents): (B,) nats."""
-        return -self.px.log_prob(self.target)
-
-
-class LadderVAE(nn.Module):
-    """image_shape: (C, H, W). standardisation: (m, s) of the encoder's input, on 0 … 255.
-
-    levels: of the grey values, for the likelihoods that count them.
-
-    encoder, decoder: callables that finish the two nets, given what they share (the scales, the
-    block style, channels); see model/encoder.py and model/decoder.py. The rest: README, "Settings".
+    image_shape: (C, H, W). standardisation: (mean, deviation) of images, on 0 … 255, with which the
+    encoder's input is standardised. levels: number of grey values, for likelihoods of integers.
+    encoder, decoder: callables that build the two nets from what they share (the scales, the block
+    style, channels); see model/encoder.py and model/decoder.py. The rest: README, "Settings".
     """
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        encoder: Callable[..., nn.Module],
-        decoder: Callable[..., nn.Module],
+        encoder: Callable[..., LadderEncoder],
+        decoder: Callable[..., LadderDecoder],
         latent_scales: Sequence[int],
         latent_width: Sequence[int],
         num_ch: int,
@@ -96,6 +71,40 @@ class LadderVAE(nn.Module):
             **context,
         )
 
+    @classmethod
+    def check_arguments(
+        cls,
+        size: int,
+        *,
+        latent_scales: Sequence[int],
+        latent_width: Sequence[int],
+        num_ch: int,
+        scale_ch_mult: float,
+        block_ch_mult: float,
+        start_scale_at_x: bool,
+        decoder: Callable,
+        ctx_size: int | None = None,
+        **others: Any,
+    ) -> None:
+        """decoder: its class. What `layout` raises about the scales names config keys already."""
+        scales = layout(size, latent_scales, latent_width, num_ch, scale_ch_mult, start_scale_at_x)
+        if min(int(scale.channels * block_ch_mult) for scale in scales) < 1:
+            raise ValueError(
+                f"num_ch={num_ch} with scale_ch_mult={scale_ch_mult} and block_ch_mult="
+                f"{block_ch_mult} leaves a block no channels: raise one."
+            )
+        has_context = getattr(decoder, "num_top", 0) > 0
+        if has_context and ctx_size is None:
+            raise ValueError(
+                "ctx_size is missing, the context's side: use model=context_ladder, which has it."
+            )
+        if ctx_size is not None and not has_context:
+            raise ValueError(f"ctx_size={ctx_size} needs model/decoder=context.")
+        if ctx_size is not None and ctx_size > size:
+            raise ValueError(
+                f"ctx_size={ctx_size} is over the image's {size} pixels: use {size} or less."
+            )
+
     def forward(
         self, x: Tensor, temperature: float = 1.0, noise: Noise | None = None
     ) -> LadderOutput:
@@ -119,37 +128,34 @@ class LadderVAE(nn.Module):
         decoder = self.decoder
         tops = decoder.num_top
         if all(keep[:tops]):
-            top = decoder.infer_top(x, noise, temperature)
+            top = [latent.with_kl() for latent in decoder.infer_top(x, noise, temperature)]
         else:
             top = decoder.sample_top(len(x), noise, temperature)
         kept = reversed(keep[tops:])  # features count from the bottom
         features = [f if k else None for f, k in zip(self.encode(x), kept, strict=True)]
         values = [latent.z for latent in top]
-        latents, head = decoder.descend(len(x), values, features, (), noise, temperature)
-        return LadderOutput(self._px(head), [*top, *latents], target)
+        latents, head = decoder.top_down(len(x), values, features, (), noise, temperature)
+        return LadderOutput(self.px(head), [*top, *latents], target)
 
     def recompute(self, on: bool) -> None:
-        """Whether training keeps of nets and residual blocks their inputs alone, to save memory."""
+        """Switch activation checkpointing of nets and residual blocks, which saves memory."""
         for module in self.modules():
-            if isinstance(module, Unit):
+            if isinstance(module, CheckpointedModule):
                 module.recompute = on
 
-    def place(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "LadderVAE":
-        """Move it to a device, its convolutions channels last.
-
-        But on a CPU the diffusion's, whose few positions take a fifth less time channel by channel.
-        """
+    def to_device(
+        self, device: torch.device | str, dtype: torch.dtype | None = None
+    ) -> "LadderVAE":
+        """Move to a device, in channels-last memory format; on a CPU each prior in its own."""
         self.to(device=device, dtype=dtype, memory_format=torch.channels_last)
         if self.device.type == "cpu":
-            for module in self.modules():
-                if isinstance(module, DiffusionPrior):
-                    module.to(memory_format=torch.contiguous_format)
+            for prior in self.decoder.priors:
+                prior.to(memory_format=prior.cpu_memory_format)
         return self
 
     def fit_context(self, images: Tensor, max_value: int) -> None:
-        """Fit what the context takes from the training images (N, C, H, W) uint8."""
-        if self.decoder.num_top:
-            self.decoder.context.fit_scale(images, max_value)
+        """Fit the context, where there is one, to the training images (N, C, H, W) uint8."""
+        self.decoder.fit(images, max_value)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The encoder's features of x, bottom up."""
@@ -179,8 +185,8 @@ class LadderVAE(nn.Module):
         top = list(given[:tops])
         if len(top) < tops:
             top = [latent.z for latent in self.decoder.sample_top(n, noise, temperature)]
-        latents, head = self.decoder.descend(n, top, None, given[tops:], noise, temperature)
-        return [*top, *(latent.z for latent in latents)], self._px(head)
+        latents, head = self.decoder.top_down(n, top, None, given[tops:], noise, temperature)
+        return [*top, *(latent.z for latent in latents)], self.px(head)
 
     @torch.no_grad()
     def sample(self, n: int, temperature: float = 1.0, noise: Noise | None = None) -> Tensor:
@@ -202,10 +208,10 @@ class LadderVAE(nn.Module):
         self,
         x: Tensor,
         num_samples: int,
-        estimator: str = "iwae",
-        **options,
+        estimator: str | Estimator = "iwae",
+        **options: Any,
     ) -> Tensor:
-        """log p(x) in nats, (B,): the first part of `estimate`, which says what the options are."""
+        """log p(x) in nats, (B,): the first part of `estimate`, which documents the options."""
         return self.estimate(x, num_samples, estimator, **options)[0]
 
     @torch.no_grad()
@@ -213,74 +219,27 @@ class LadderVAE(nn.Module):
         self,
         x: Tensor,
         num_samples: int,
-        estimator: str = "iwae",
+        estimator: str | Estimator = "iwae",
         noise: Noise | None = None,
         prior_samples: int = PRIOR_PATHS,
         max_rows: int = MAX_ROWS,
     ) -> tuple[Tensor, Tensor]:
         """log p(x) in nats, (B,), and the effective number (Σw)²/Σw² of its `num_samples` weights.
 
-        `iwae` (Burda et al. 2016) is a lower bound in expectation: weights are ratios of densities
-        at the samples, p(u)'s from `prior_samples` diffusion paths. `published` is what the code of
-        arXiv 2302.09976 computes, the log-mean-exp of ELBOs; it is not a bound.
-        A Bernoulli model is asked about one binarisation of x, the same for all samples.
-        Weights are made `max_rows` at a time and never stored.
+        estimator: one of `model.estimators.ESTIMATORS` by name, or an Estimator. prior_samples:
+        diffusion paths per image, for estimators that sample the prior's density. max_rows: samples
+        × images decoded at once; the weights are never stored. A Bernoulli model estimates the
+        probability of one binarisation of x, the same for all samples.
+
+        Raises:
+            ValueError: if num_samples is below 1 or the estimator unknown.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} gives no estimate: use 1 or more.")
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator={estimator!r} is unknown: use one of {ESTIMATORS}.")
+        log_weights = named(estimator).log_weights
         noise = noise or Noise.fresh(len(x), x.device)
         target = self.likelihood.target(x, noise)
-        weigh = self._iwae_weights if estimator == "iwae" else self._published_weights
-        total = squares = x.new_full((len(x),), -math.inf)
-        for log_weights in weigh(x, target, num_samples, noise, prior_samples, max_rows):
-            total = torch.logaddexp(total, log_weights.logsumexp(0))
-            squares = torch.logaddexp(squares, (2.0 * log_weights).logsumexp(0))
-        return total - math.log(num_samples), (2.0 * total - squares).exp()
-
-    def _iwae_weights(
-        self, x: Tensor, target: Tensor, num_samples: int, noise: Noise, paths: int, rows: int
-    ) -> Iterator[Tensor]:
-        """log p(x, z, u)/q(z, u | x) at the samples, (k, B) at a time.
-
-        Features, the context and its weight don't depend on z: computed once per image.
-        """
-        features = self.encode(x)
-        top = self.decoder.infer_top(x, noise, 1.0)
-        log_top = sum((_log_weight(latent, noise, paths) for latent in top), x.new_zeros(len(x)))
-        for draws, count in _sample_chunks(noise, num_samples, len(x), rows):
-            latents, head = self.decoder.descend(
-                count * len(x),
-                [latent.z.repeat(count, 1, 1, 1) for latent in top],
-                repeat_rows(features, count),
-                (),
-                draws,
-            )
-            log_w = self._px(head).log_prob(target.repeat(count, 1, 1, 1))
-            for latent in latents:
-                log_w = log_w + _log_weight(latent, draws, 1)
-            yield log_w.view(count, len(x)) + log_top
-
-    def _published_weights(
-        self, x: Tensor, target: Tensor, num_samples: int, noise: Noise, paths: int, rows: int
-    ) -> Iterator[Tensor]:
-        """ELBO_k = log p(x | z, u) − analytic KLs + the published log p(u), (k, B) at a time.
-
-        The context and its term are drawn anew for every sample, because their noise is inside the
-        published average; the encoder's features are not.
-        """
-        features = self.encode(x)
-        for draws, count in _sample_chunks(noise, num_samples, len(x), rows):
-            repeated = x.repeat(count, 1, 1, 1)
-            top = self.decoder.infer_top(repeated, draws, 1.0, published=True)
-            latents, head = self.decoder.descend(
-                len(repeated), [latent.z for latent in top], repeat_rows(features, count), (), draws
-            )
-            elbo = self._px(head).log_prob(target.repeat(count, 1, 1, 1))
-            for latent in [*top, *latents]:
-                elbo = elbo - sum_per_image(latent.kl)
-            yield elbo.view(count, len(x))
+        return log_mean(log_weights(self, x, target, num_samples, noise, prior_samples, max_rows))
 
     @property
     def num_latents(self) -> int:
@@ -289,43 +248,22 @@ class LadderVAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The parameters' device."""
         return next(self.parameters()).device
 
     @property
-    def has_diffusion(self) -> bool:
-        """Whether a latent's prior is a diffusion model."""
-        return any(isinstance(module, DiffusionPrior) for module in self.modules())
+    def uses_paths(self) -> bool:
+        """Whether a prior's density is estimated from sampled paths, as a diffusion's is."""
+        return any(prior.uses_paths for prior in self.decoder.priors)
 
-    def settle(self, total: Callable[[Tensor], Tensor]) -> None:
-        """After an optimiser step; total: the sum over the processes that share the batch."""
-        for module in self.modules():
-            if isinstance(module, DiffusionPrior):
-                module.settle(total)
+    def after_optimizer_step(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Let priors update what they learn without gradients.
 
-    def _px(self, head: Tensor) -> Likelihood:
+        total: sums a tensor over the processes that share the batch.
+        """
+        for prior in self.decoder.priors:
+            prior.after_optimizer_step(total)
+
+    def px(self, head: Tensor) -> Likelihood:
+        """p(x | z, u) from the decoder's head (B, head channels, H, W)."""
         return self.likelihood.from_head(head, self.image_shape[0], self.levels)
-
-
-def _log_weight(latent: Latent, noise: Noise, paths: int) -> Tensor:
-    """log p(z) − log q(z) at the sample, summed over elements: (B,)."""
-    log_q = sum_per_image(latent.q.log_prob(latent.z))
-    if isinstance(latent.p, Gaussian):
-        return sum_per_image(latent.p.log_prob(latent.z)) - log_q
-    return latent.p.importance_weight(latent.z, noise, paths) - log_q
-
-
-def _sample_chunks(
-    noise: Noise, num_samples: int, batch: int, max_rows: int
-) -> Iterator[tuple[Noise, int]]:
-    """Streams for all samples, at most `max_rows` rows (but one sample per image) at a time."""
-    chunk = max(1, max_rows // batch)
-    for first in range(0, num_samples, chunk):
-        count = min(chunk, num_samples - first)
-        yield noise.samples(first, count), count
-
-
-def repeat_rows(features: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Each feature `count` times over the batch, sample-major; shared features stay shared."""
-    repeated = {id(f): f.repeat(count, 1, 1, 1) for f in features}
-    return [repeated[id(f)] for f in features]

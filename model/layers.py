@@ -15,7 +15,7 @@ ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "elu": nn.ELU}
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """What all residual blocks of a model share; hidden channels are int(in · block_ch_mult)."""
+    """Choices that all residual blocks share; their hidden channels are int(in · block_ch_mult)."""
 
     block_ch_mult: float = 1.0
     activation: str = "silu"
@@ -35,14 +35,16 @@ class BlockStyle:
         return [nn.BatchNorm2d(channels, momentum=0.05)] if self.batch_norm else []
 
     def conv(self, inp: int, out: int, kernel: int, groups: int = 1) -> nn.Module:
-        """A same-size convolution inside a block, weight-normalised where the model asks for it."""
+        """A same-size convolution inside a block, weight-normalised if `weight_norm` is set."""
         layer = nn.Conv2d(inp, out, kernel, padding=kernel // 2, groups=groups)
         return weight_norm(layer) if self.weight_norm else layer
 
 
-class Unit(nn.Module):
-    """A function `compute` of x; where `recompute`, training keeps x, and the backward pass makes
-    what is within again. It must draw nothing, nor count what it sees (batch norm).
+class CheckpointedModule(nn.Module):
+    """A function `compute` of x, under activation checkpointing where `recompute` is set.
+
+    Training then keeps x alone, and the backward pass computes the activations inside again. So
+    `compute` must draw no random numbers and update no statistics (batch norm).
     """
 
     recompute = False
@@ -54,15 +56,15 @@ class Unit(nn.Module):
         return self.compute(x)
 
 
-class Net(Unit, nn.Sequential):
-    """Layers in a row."""
+class Net(CheckpointedModule, nn.Sequential):
+    """A sequence of layers that can be checkpointed as one."""
 
     def compute(self, x: Tensor) -> Tensor:
-        """One after another."""
+        """The layers' composition."""
         return nn.Sequential.forward(self, x)
 
 
-class ResidualBlock(Unit):
+class ResidualBlock(CheckpointedModule):
     """skip(x) + β·net(x) with β = 0 at the start, so that every block starts as its skip."""
 
     def __init__(self, net: nn.Sequential, in_channels: int, out_channels: int):
@@ -74,7 +76,7 @@ class ResidualBlock(Unit):
             self.skip = nn.Conv2d(in_channels, out_channels, 1)
 
     def compute(self, x: Tensor) -> Tensor:
-        """The formula."""
+        """skip(x) + β·net(x)."""
         return torch.addcmul(self.skip(x), self.beta, self.net(x))
 
 
@@ -139,10 +141,10 @@ def zero_init(layer: nn.Module) -> nn.Module:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x (B, C, h, w); one channel with strides that tell convolutions to answer channels last."""
+    """x (B, C, h, w); a single channel gets the strides of channels-last memory format."""
     return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2) if x.shape[1] == 1 else x
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32 if it came out of a half-precision layer, where no bound is computed."""
+    """x, in float32 if it is in half precision: bounds are computed in float32 or float64."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

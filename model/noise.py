@@ -7,6 +7,7 @@ lost when a run is interrupted, and the same image gets the same noise wherever 
 """
 
 import math
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -14,6 +15,20 @@ from torch import Tensor
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # SplitMix64's increment, as a signed 64-bit integer
 MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+class NoisePurpose(IntEnum):
+    """What draws are for: a salt in their keys, so that no two purposes share random numbers."""
+
+    TRAINING = 100
+    POSTERIOR = 101  # passes behind the bound and the collapse metrics
+    LIKELIHOOD = 103  # importance samples
+    PICTURES = 104
+    SAMPLES = 105  # of task=sample
+    INTERVENTION = 106  # passes with some layers' latents from the prior
+    AGGREGATE = 107  # posterior draws behind mutual information
+    PRIOR = 108  # prior draws that these are compared with
+    QUALITY = 109  # samples that FID is computed from
 
 
 class Noise:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,24 @@ class LossParts:
         return self.reconstruction + self.kl.sum(1)
 
 
+class Objective(Protocol):
+    """What training minimises: any object with these two methods."""
+
+    def beta(self, epoch: int) -> float:
+        """The weight of the KL in epoch 0, 1, …, which training logs and hands to the call."""
+
+    def __call__(self, output: LadderOutput, beta: float) -> LossParts:
+        """The loss of a batch and its parts."""
+
+
 @dataclass(frozen=True)
-class Objective:
+class BetaNelbo:
     """(−log p(x | z, u) + β·KL) / (D ln 2), β rising linearly over the first `warmup` epochs.
 
-    free_bits_thr λ > 0 floors each Gaussian latent's KL per element at λ/size (Kingma et al. 2016).
-    The context keeps its KL: it is an estimate, and flooring an estimate would bias it.
+    free_bits_thr λ > 0: free bits, as a floor of λ/size under the KL of each image and element of a
+    latent with `size` elements. (Kingma et al. 2016 floor the mean over the minibatch of a group of
+    elements instead, so that single images may be below it.) Only KLs that are exact are floored:
+    a context's is an estimate, and the floor of an estimate would be biased.
     """
 
     beta_start: float = 1.0
@@ -45,7 +58,7 @@ class Objective:
         return self.beta_start + (self.beta_end - self.beta_start) * epoch / self.warmup
 
     def __call__(self, output: LadderOutput, beta: float) -> LossParts:
-        """The training loss of a batch."""
+        """The training loss of a batch and its parts; the parts are without the floor."""
         reconstruction, kl = output.reconstruction, output.kl
         penalty = kl
         if self.free_bits_thr > 0:
@@ -56,7 +69,7 @@ class Objective:
 
     def _floored(self, latent: Latent) -> Tensor:
         kl = latent.kl.flatten(1)
-        if hasattr(latent.p, "logvar"):
+        if latent.p.kl_is_exact:
             kl = kl.clamp(min=self.free_bits_thr / kl.shape[1])
         return kl.sum(1)
 

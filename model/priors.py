@@ -1,16 +1,19 @@
-"""Priors of the Gaussian latents: the net that every block has, and the plain ladder's other tops.
+"""Priors of the latents: the net that every block has, and the plain ladder's other top priors.
 
 A prior takes the state s (B, c, h, h) and returns (p(z | s), features to add to s or None).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from model.density import Density
 from model.distributions import Gaussian, log_softplus
 from model.layers import BlockStyle, at_least_float32, prior_net
 from model.noise import Noise
+from model.part import Part
 
 
 @dataclass(frozen=True)
@@ -21,24 +24,46 @@ class LogVariance:
     softplus_beta: float
 
     def __call__(self, raw: Tensor) -> Tensor:
-        """Same shape in and out."""
+        """Element-wise."""
         logvar = log_softplus(raw, self.softplus_beta) if self.var_mode == "softplus" else raw
         return logvar.clamp(-5.0, 0.0)
 
 
 @dataclass(frozen=True)
 class LatentSite:
-    """Where a latent sits, as far as its prior needs to know."""
+    """A latent's shape and surroundings, from which its prior is built."""
 
     width: int  # channels of the latent
     size: int  # its height and width
-    bits: int | None  # of its levels, where it is discrete
+    bits: int | None  # it has 2^bits levels; None: continuous
     channels: int  # of the decoder's state
     style: BlockStyle
     log_variance: LogVariance
 
 
-class NetworkPrior(nn.Module):
+class Prior(Part):
+    """The prior of one latent, built from its `LatentSite`."""
+
+    bounded = False  # whether z lies in [−1, 1], into which a posterior's mean is then squashed
+    uses_paths = False  # whether its density's `log_weight` is estimated from sampled paths
+    cpu_memory_format = torch.channels_last  # in which its convolutions are fast on a CPU
+
+    def forward(self, s: Tensor, noise: Noise) -> tuple[Density, Tensor | None]:
+        """p(z | s) and, where the prior makes any, features (B, c, h, h) to add to the state."""
+        raise NotImplementedError
+
+    def context_density(self, active: Tensor, noise: Noise) -> Density:
+        """p(u) of a context, of whose elements `active` (C, d, d) says which carry something.
+
+        Bounded priors have it, and no others: a context lies in [−1, 1].
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be the prior of a context.")
+
+    def after_optimizer_step(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Update what is learned without gradients; total: sums over processes with one batch."""
+
+
+class NetworkPrior(Prior):
     """s -> prior block -> mean (w), raw scale (w), features (c)."""
 
     def __init__(self, site: LatentSite):
@@ -54,7 +79,7 @@ class NetworkPrior(nn.Module):
         return Gaussian(at_least_float32(mean), logvar), features
 
 
-class StandardPrior(nn.Module):
+class StandardPrior(Prior):
     """N(0, I), whatever the state."""
 
     def __init__(self, site: LatentSite):
@@ -68,7 +93,7 @@ class StandardPrior(nn.Module):
         return Gaussian(zero, zero), None
 
 
-class GaussianPrior(nn.Module):
+class GaussianPrior(Prior):
     """A free mean and log-variance (clamped to [−4, 0]) per element."""
 
     def __init__(self, site: LatentSite):

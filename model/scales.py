@@ -29,8 +29,8 @@ def layout(
     multiplied by scale_ch_mult and truncated at every scale, those without latents included.
 
     Raises:
-        ValueError: if the lists differ in length, the coarsest scale has no latents, or the image
-            cannot be halved that often.
+        ValueError: if the lists differ in length, the coarsest scale has no latents, latents have
+            no channels, or the image cannot be halved that often.
     """
     if len(latent_scales) != len(latent_width):
         raise ValueError(
@@ -42,6 +42,11 @@ def layout(
         raise ValueError(
             f"model.latent_scales={list(latent_scales)} has no latents at its coarsest scale: drop "
             "the trailing zeros or put a latent there."
+        )
+    if any(count and width < 1 for count, width in zip(latent_scales, latent_width, strict=True)):
+        raise ValueError(
+            f"model.latent_width={list(latent_width)} has a 0 at a scale with latents "
+            f"(model.latent_scales={list(latent_scales)}): give it a width."
         )
     halvings = len(latent_scales) - (1 if start_scale_at_x else 0)
     if image_size % 2**halvings:

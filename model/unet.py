@@ -5,6 +5,7 @@ Shapes: M = model_channels; level i has M·channel_mult[i] channels at d / 2^i.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from model.layers import zero_init
 from model.noise import Noise
+from model.part import Part
 
 GROUPS = 16
 
 
-class UNet(nn.Module):
+class UNet(Part):
     """Down path, middle with self-attention, up path on [current, popped skip]."""
 
     def __init__(
@@ -61,6 +63,36 @@ class UNet(nn.Module):
                 self.up.append(nn.Conv2d(channels, channels, 3, padding=1))
         out = zero_init(nn.Conv2d(channels, out_channels, 3, padding=1))
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), out)
+
+    @classmethod
+    def check_arguments(
+        cls,
+        size: int,
+        *,
+        model_channels: int,
+        channel_mult: Sequence[int],
+        num_heads: int,
+        **others: Any,
+    ) -> None:
+        """The group norms, the heads and the halvings divide what they must."""
+        for mult in channel_mult:
+            channels = model_channels * mult
+            if channels % GROUPS:
+                raise ValueError(
+                    f"model_channels={model_channels} times {mult} is no multiple of {GROUPS}, "
+                    f"which its group norms need: use a multiple of {GROUPS}."
+                )
+        if channels % num_heads:
+            raise ValueError(
+                f"num_heads={num_heads} does not divide its {channels} channels: use a divisor."
+            )
+        halvings = len(channel_mult) - 1
+        if size % 2**halvings:
+            raise ValueError(
+                f"channel_mult={list(channel_mult)} halves the top latent {halvings} times, which "
+                f"its {size} elements a side don't allow: use {most_levels(size)} level(s) or "
+                "fewer."
+            )
 
     def forward(self, u: Tensor, t: Tensor, noise: Noise) -> Tensor:
         """u (B, C, d, d), t (B,) or (1,) in 0 … T−1 -> (B, out_channels, d, d).
@@ -125,6 +157,14 @@ class SelfAttention(nn.Module):
         heads = heads.contiguous()  # else its fused kernels don't take them
         attended = F.scaled_dot_product_attention(*heads.chunk(3, dim=3))  # (B, heads, d², ch)
         return x + self.out(attended.transpose(2, 3).flatten(1, 2)).view_as(x)
+
+
+def most_levels(size: int) -> int:
+    """The most levels that a U-Net can have on maps of height and width `size`."""
+    levels = 1
+    while size % 2**levels == 0:
+        levels += 1
+    return levels
 
 
 def timestep_embedding(t: Tensor, size: int, dtype: torch.dtype) -> Tensor:

@@ -86,14 +86,14 @@ def load(
         )
     model = build_model(settings)
     _load_weights(model, content, source, "leave out the overrides of model.…")
-    return model.place(device).eval(), settings
+    return model.to_device(device).eval(), settings
 
 
 def trained_model(settings: Settings, path: Path, device: str | torch.device) -> LadderVAE:
     """In eval mode, the model that these settings of a run under way describe, from its file."""
     model = build_model(settings)
     _load_weights(model, read(path, device), f"checkpoint={path}", "train it again")
-    return model.place(device).eval()
+    return model.to_device(device).eval()
 
 
 def initialise(model: LadderVAE, path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from datasets.loaders import EvaluationBatches
 from model.layers import last_conv
-from model.noise import Noise
+from model.noise import Noise, NoisePurpose
 from tests.conftest import compose, randomised, shrunk
 from tests.model.test_ladder_vae import TOY_CONTEXT, toy
 from utils.evaluation import information
@@ -58,7 +58,7 @@ def test_interventions(experiment):
     assert set(found) == set(plans(layers))
     x, ids = BATCHES.first(40), torch.arange(40)
     with torch.no_grad():
-        out = model(x, noise=Noise.keyed(ids, 3, information.INTERVENTION))
+        out = model(x, noise=Noise.keyed(ids, 3, NoisePurpose.INTERVENTION))
     whole = found[(True,) * layers]
     torch.testing.assert_close(whole.reconstruction, out.reconstruction.double())
     torch.testing.assert_close(whole.nelbo, (out.reconstruction + out.kl.sum(1)).double())
@@ -148,7 +148,7 @@ def test_all_pairs_are_the_pairs_one_by_one():
         for i, j in ((0, 0), (1, 4), (3, 2)):
             values = [latent.z[[i]] for latent in latents]
             features = model.encode(x[[j]])
-            seen, _ = model.decoder.descend(1, values[:1], features, values[1:], noise)
+            seen, _ = model.decoder.top_down(1, values[:1], features, values[1:], noise)
             own = [latent.q.log_prob(latent.z).sum().item() for latent in seen]
             assert found[1:, i, j].tolist() == pytest.approx(own, rel=1e-4, abs=1e-4)
 

@@ -66,7 +66,7 @@ def test_without_weights_there_is_a_message_and_the_reconstruction_error(no_netw
     squares = []
     with torch.no_grad():
         for batch in BATCHES:
-            noise = quality.Noise.keyed(batch.ids, 0, quality.SAMPLES)
+            noise = quality.Noise.keyed(batch.ids, 0, quality.NoisePurpose.QUALITY)
             mean = model.reconstruct(batch.x, model.num_latents, noise=noise)
             squares.append(((mean - batch.x) / 2).square().flatten())
     mse = torch.cat(squares).mean().item()

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from model import ladder_vae
-from model.diffusion import DiffusionPrior, diffusion_constants
+from model import estimators
+from model.diffusion import DiffusionPrior
 from model.distributions import Gaussian, sum_per_image
 from model.layers import last_conv
 from model.noise import Noise
+from model.schedules import diffusion_constants
 from tests.model.test_diffusion import exact_log_prob
 from tests.model.test_ladder_vae import TOY, TOY_CONTEXT, exact_evidence, toy
 
@@ -55,7 +56,7 @@ def without_dither(latent, noise, paths):
     return weight + sum_per_image(latent.q.log_prob(latent.z))
 
 
-original_weight = ladder_vae._log_weight
+original_weight = estimators.log_weight
 SHORTCUTS = {
     "none": lambda patch: patch.setattr(DiffusionPrior, "importance_weight", path_weight),
     "bins too wide": lambda patch: patch.setattr(
@@ -64,9 +65,9 @@ SHORTCUTS = {
     "terminal KL left out": lambda patch: patch.setattr(
         DiffusionPrior, "importance_weight", lambda *a: path_weight(*a, terminal=False)
     ),
-    "analytic KLs": lambda patch: patch.setattr(ladder_vae, "_log_weight", analytic),
+    "analytic KLs": lambda patch: patch.setattr(estimators, "log_weight", analytic),
     "dither's entropy left out": lambda patch: patch.setattr(
-        ladder_vae, "_log_weight", without_dither
+        estimators, "log_weight", without_dither
     ),
 }
 
@@ -173,8 +174,8 @@ def test_a_linear_gaussian_ladder_converges_to_its_closed_form():
 
     def pixels(z):
         given = [z[:, i].view(-1, 1, 1, 1) for i in (0, 1)]
-        latents, out = model.decoder.descend(len(z), [], None, given, Noise.fresh(len(z)))
-        return latents, model._px(out).density
+        latents, out = model.decoder.top_down(len(z), [], None, given, Noise.fresh(len(z)))
+        return latents, model.px(out).density
 
     z = torch.tensor([[0, 0], [1, 0], [0, 1], [-2, 3]], dtype=torch.float64)
     latents, density = pixels(z)

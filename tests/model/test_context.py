@@ -34,7 +34,7 @@ def test_matrices_are_scipys_dct(size, keep):
 def test_scale_is_the_largest_floor():
     data = images(50)
     context = DCTContext(2, 12, 4)
-    context.fit_scale(data, 255, chunk=7)
+    context.fit(data, 255, chunk=7)
     y = dctn(data.numpy() / 255.0, axes=(2, 3), norm=None)[:, :, :4, :4]
     expected = torch.from_numpy(y).floor().abs().amax(0)
     assert torch.equal(context.scale, expected.float())
@@ -43,7 +43,7 @@ def test_scale_is_the_largest_floor():
 def test_round_trip_at_full_resolution():
     context = DCTContext(2, 12, 12)
     data = images()
-    context.fit_scale(data, 255)
+    context.fit(data, 255)
     x = data.float() / 127.5 - 1
     v = context.encode(x)
     assert v.abs().max() <= 1
@@ -56,7 +56,7 @@ def test_elements_without_scale_carry_nothing():
     """Constant images have only the lowest frequency: no NaN, no level to choose, no entropy."""
     data = torch.full((4, 1, 8, 8), 200, dtype=torch.uint8)
     context = DCTContext(1, 8, 3)
-    context.fit_scale(data, 255)
+    context.fit(data, 255)
     assert context.scale.count_nonzero() == 1
     x = data.float() / 127.5 - 1
     u, q = ContextPosterior("delta", -10, 1, 3, 2)(
@@ -99,5 +99,5 @@ def test_scale_of_a_large_set_takes_under_a_second():
     data = images(60_000, 1, 28)
     context = DCTContext(1, 28, 7)
     began = time.perf_counter()
-    context.fit_scale(data, 255)
+    context.fit(data, 255)
     assert time.perf_counter() - began < 5.0  # about 0.3 s; slack for a busy machine

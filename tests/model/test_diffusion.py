@@ -9,16 +9,12 @@ import torch
 from scipy.stats import norm
 
 from model.context import level_value
-from model.diffusion import (
-    DiffusionPrior,
-    cosine_betas,
-    diffusion_constants,
-    discretised_gaussian_log_prob,
-    linear_betas,
-)
+from model.diffusion import DiffusionPrior
+from model.discretised_gaussian import discretised_gaussian_log_prob
 from model.distributions import Gaussian, sum_per_image
 from model.noise import Noise
 from model.priors import LatentSite
+from model.schedules import cosine_betas, diffusion_constants, linear_betas
 from model.unet import UNet, timestep_embedding
 from tests.conftest import randomised
 
@@ -160,10 +156,11 @@ def test_loss_aware_remembers_the_losses_and_is_saved():
     u = torch.full((300, 1, 1, 1), 0.25, dtype=torch.float64)
     prior.training_bound(u, ACTIVE, Noise.keyed(torch.arange(300), 0))
     assert torch.equal(prior.step_loss, before)  # until the step is done
-    prior.settle(lambda sums: sums)
-    assert (prior.step_loss != before).all() and not prior.seen.any()
+    prior.after_optimizer_step(lambda sums: sums)
+    assert (prior.step_loss != before).all() and not prior.loss_sums.any()
     assert "step_loss" in prior.state_dict()
-    assert prior._step_law().sum() == pytest.approx(1.0) and prior._step_law().min() > 0.01
+    probs = prior.timestep_probs()
+    assert probs.sum() == pytest.approx(1.0) and probs.min() > 0.01
     assert "step_loss" not in tiny_prior().state_dict()
 
 

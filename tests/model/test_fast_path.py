@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datasets.loaders import TrainBatches
-from model.layers import ResidualBlock, Unit
+from model.layers import CheckpointedModule, ResidualBlock
 from model.noise import Noise
 from model.objective import LossModule
 from model.unet import TimeBlock
@@ -39,7 +39,7 @@ def losses(settings: dict, dtype: torch.dtype, fast: bool, recompute: bool = Fal
     model.fit_context(data, settings["dataset"]["levels"] - 1)
     model.recompute(recompute)
     layout = torch.channels_last if fast else torch.contiguous_format
-    model = model.place("cpu", dtype) if fast else model.to(dtype)
+    model = model.to_device("cpu", dtype) if fast else model.to(dtype)
     model.train()
     (passes,) = TrainBatches(data, settings["dataset"]["levels"] - 1, 4, 0).epoch(0)
     (batch,) = passes
@@ -70,7 +70,7 @@ def test_training_computes_what_plain_float64_does(experiment):
 def test_maps_lie_as_their_convolutions_are_fast(experiment):
     """On a CPU: the ladder's channels last, the diffusion's channel by channel."""
     settings, layouts = compose(experiment, *shrunk(experiment)), {ResidualBlock: [], TimeBlock: []}
-    model = build.build_model(settings).place("cpu")
+    model = build.build_model(settings).to_device("cpu")
     for module in model.modules():
         if type(module) in layouts:
             module.register_forward_hook(
@@ -105,15 +105,17 @@ def test_recomputing_activations_saves_memory():
 def test_the_trainer_recomputes_where_asked(tmp_path):
     for on in (False, True):
         trainer = make_trainer(tmp_path, f"train.checkpoint_activations={str(on).lower()}")
-        nets = [module for module in trainer.model.modules() if isinstance(module, Unit)]
+        nets = [
+            module for module in trainer.model.modules() if isinstance(module, CheckpointedModule)
+        ]
         assert nets and all(net.recompute is on for net in nets)
 
 
 def curve(settings: dict, dtype: torch.dtype = torch.float32) -> list[float]:
     """The loss of the first steps (bits/dim), as the command trains."""
     torch.manual_seed(settings["train"]["seed"])
-    splits = images.load_images(settings)
-    model = build.build_model(settings).place("cpu", dtype).train()
+    splits = load_images(settings)
+    model = build.build_model(settings).to_device("cpu", dtype).train()
     model.fit_context(splits.train, splits.max_value)
     optimizer, _ = build.build_optimizer(settings, model)
     module, found = LossModule(model, build.build_objective(settings)), []

@@ -60,8 +60,10 @@ def exact_evidence(model: LadderVAE, x: torch.Tensor, points: int = 81, top=None
         tops = [[top[0].expand(len(pairs), 1, 1, 1)]]
     log_joint = []
     for top in tops:
-        latents, head = model.decoder.descend(len(pairs), top, None, given, Noise.fresh(len(pairs)))
-        log_p = model._px(head).log_prob(x.expand(len(pairs), -1, -1, -1))
+        latents, head = model.decoder.top_down(
+            len(pairs), top, None, given, Noise.fresh(len(pairs))
+        )
+        log_p = model.px(head).log_prob(x.expand(len(pairs), -1, -1, -1))
         for latent in latents:
             log_p = log_p + latent.p.log_prob(latent.z).flatten()
         log_joint.append(log_p.logsumexp(0) + cell.log())

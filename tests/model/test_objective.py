@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.noise import Noise
-from model.objective import Objective, bits_per_dim
+from model.objective import BetaNelbo, bits_per_dim
 from tests.conftest import compose, randomised, shrunk
 from utils.settings.build import build_model
 
@@ -21,7 +21,7 @@ def output(request):
 
 def test_loss_is_the_sum_of_its_logged_parts(output):
     for beta in (0.0, 0.3, 1.0):
-        parts = Objective()(output, beta)
+        parts = BetaNelbo()(output, beta)
         nats = (parts.reconstruction + beta * parts.kl.sum(1)).mean()
         assert parts.loss.item() == pytest.approx((nats / (64 * math.log(2))).item())
     torch.testing.assert_close(parts.nelbo, output.reconstruction + output.kl.sum(1))
@@ -30,14 +30,14 @@ def test_loss_is_the_sum_of_its_logged_parts(output):
 
 
 def test_beta_warm_up():
-    objective = Objective(beta_start=0.1, beta_end=0.5, warmup=4)
+    objective = BetaNelbo(beta_start=0.1, beta_end=0.5, warmup=4)
     found = [objective.beta(epoch) for epoch in (0, 1, 2, 4, 100)]
     assert found == pytest.approx([0.1, 0.2, 0.3, 0.5, 0.5])
-    assert Objective().beta(0) == 1.0
+    assert BetaNelbo().beta(0) == 1.0
 
 
 def test_free_bits_floor_every_gaussian_element(output):
-    plain, floored = Objective()(output, 1.0), Objective(free_bits_thr=8.0)(output, 1.0)
+    plain, floored = BetaNelbo()(output, 1.0), BetaNelbo(free_bits_thr=8.0)(output, 1.0)
     expected = 0.0
     for latent in output.latents:
         kl = latent.kl.flatten(1)

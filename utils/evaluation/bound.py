@@ -13,12 +13,11 @@ from torch import Tensor
 
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
-from model.ladder_vae import MAX_ROWS
-from model.noise import Noise
+from model.estimators import ESTIMATORS, MAX_ROWS
+from model.noise import Noise, NoisePurpose
 from utils.evaluation.collapse import Collapse, CollapseStatistics, mean_and_error
 from utils.processes import collectives
 
-POSTERIOR, LIKELIHOOD = 101, 103  # purposes that key the noise apart
 IMAGES_AT_ONCE = 32  # whose samples are drawn together: a thousand each take a while
 ENOUGH_SAMPLES = 3.0  # effective ones, under which a warning goes with the figure
 MEMORY_SHARE = 0.1  # of what is free, for the rows decoded at once
@@ -60,7 +59,9 @@ def posterior_collapse(
     model.eval()
     statistics = CollapseStatistics(len(batches.images))
     for batch in batches:
-        noise = (Noise.keyed(batch.ids, seed, POSTERIOR, index) for index in range(passes))
+        noise = (
+            Noise.keyed(batch.ids, seed, NoisePurpose.POSTERIOR, index) for index in range(passes)
+        )
         statistics.update(batch.ids, (model(batch.x, noise=one) for one in noise))
         tick(len(batch.ids))
     return statistics.finish()
@@ -86,13 +87,14 @@ def likelihood(
         rows = rows or rows_that_fit(model, batch.x[:1])
         pieces = zip(batch.x.split(IMAGES_AT_ONCE), batch.ids.split(IMAGES_AT_ONCE), strict=True)
         for x, ids in pieces:
-            noise = Noise.keyed(ids, seed, LIKELIHOOD)
+            noise = Noise.keyed(ids, seed, NoisePurpose.LIKELIHOOD)
             log_p, ess = model.estimate(x, num_samples, estimator, noise, prior_samples, rows)
             places.append(ids.cpu())
             found.append(torch.stack([-log_p.cpu().double(), ess.cpu().double()], 1))
             tick(len(ids))
     nll, ess = collectives.by_image(places, found, len(batches.images)).unbind(1)
-    paths = prior_samples if estimator == "iwae" and model.has_diffusion else None
+    uses_paths = ESTIMATORS[estimator].uses_prior_paths and model.uses_paths
+    paths = prior_samples if uses_paths else None
     averages = (*mean_and_error(nll), ess.mean().item())
     return Likelihood(estimator, num_samples, paths, *averages, len(nll)), nll
 

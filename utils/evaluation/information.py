@@ -9,15 +9,14 @@ from torch import Tensor
 
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
-from model.decoder import Latent
-from model.distributions import Gaussian, sum_per_image
-from model.ladder_vae import repeat_rows
-from model.noise import Noise
+from model.distributions import sum_per_image
+from model.estimators import repeat_rows
+from model.latent import Latent
+from model.noise import Noise, NoisePurpose
 from utils.evaluation.bound import rows_that_fit
 from utils.evaluation.collapse import mean_and_error
 from utils.processes import collectives
 
-INTERVENTION, AGGREGATE, PRIOR = 106, 107, 108  # purposes that key the noise apart
 BINS = 32  # of histograms, at most: a context of fewer levels has one for each
 RESIDUALS = 4.0  # where histograms of standardised latents end
 
@@ -56,7 +55,8 @@ def interventions(
     for batch in batches:
         rows = []
         for kept in wanted:
-            out = model.infer(batch.x, kept, noise=Noise.keyed(batch.ids, seed, INTERVENTION))
+            noise = Noise.keyed(batch.ids, seed, NoisePurpose.INTERVENTION)
+            out = model.infer(batch.x, kept, noise=noise)
             reconstruction = out.reconstruction.double()
             rows.append(torch.stack([reconstruction, reconstruction + out.kl.double().sum(1)], 1))
         places.append(batch.ids.cpu())
@@ -113,13 +113,13 @@ def aggregate_posterior(
     posterior variance counts its information given its dither.
     """
     model.eval()
-    noise = Noise.keyed(torch.arange(len(x), device=x.device), seed, AGGREGATE)
+    noise = Noise.keyed(torch.arange(len(x), device=x.device), seed, NoisePurpose.AGGREGATE)
     latents = model(x, noise=noise).latents
     total = _log_densities(model, x, latents, noise, tick).cumsum(0)  # (L, N, N)
     own = total.diagonal(dim1=1, dim2=2)
     information = own - total.logsumexp(2) + math.log(len(x))  # (L, N)
     added = information.diff(dim=0, prepend=torch.zeros_like(information[:1]))
-    drawn = Noise.keyed(torch.arange(len(x), device=x.device), seed, PRIOR)
+    drawn = Noise.keyed(torch.arange(len(x), device=x.device), seed, NoisePurpose.PRIOR)
     top = [latent.z for latent in model.decoder.sample_top(len(x), drawn, 1.0)]
     samples = [*top, *(None for _ in latents[len(top) :])]
     pairs = [_against_prior(*pair, drawn) for pair in zip(latents, samples, strict=True)]
@@ -151,7 +151,7 @@ def _log_densities(
                 .cpu()
                 .double()
             )
-        seen, _ = model.decoder.descend(
+        seen, _ = model.decoder.top_down(
             count * n, mine[:tops], repeat_rows(features, count), mine[tops:], noise
         )
         for layer, latent in enumerate(seen, tops):
@@ -165,16 +165,17 @@ def _against_prior(
     latent: Latent, samples: Tensor | None, noise: Noise
 ) -> tuple[tuple[float, float] | None, Histogram]:
     """The layer's mean squared residual, and its values' histogram beside its prior's."""
-    if isinstance(latent.p, Gaussian):
-        residuals = ((latent.z - latent.p.mean) / latent.p.stddev).double().flatten(1).cpu()
+    residuals = latent.p.residuals(latent.z)
+    if residuals is not None:
+        residuals = residuals.double().flatten(1).cpu()
         edges = torch.linspace(-RESIDUALS, RESIDUALS, BINS + 1, dtype=torch.float64)
         prior = torch.special.ndtr(edges).diff()
         error = mean_and_error(residuals.square().mean(1))
         return error, Histogram(edges.tolist(), _shares(residuals, edges), prior.tolist(), True)
     if samples is None:
         samples = latent.p.sample_n(len(latent.z), noise, 1.0)
-    active = latent.p.active.expand_as(latent.z) > 0
-    bins = min(BINS, 2 ** (latent.p.prior.bits or BINS))
+    active = latent.p.active_mask(latent.z)
+    bins = min(BINS, latent.p.num_levels or BINS)
     edges = torch.linspace(-1.0, 1.0, bins + 1, dtype=torch.float64)
     shares = [_shares(values[active].double().cpu(), edges) for values in (latent.z, samples)]
     return None, Histogram(edges.tolist(), *shares, False)

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
-from model.noise import Noise
+from model.noise import Noise, NoisePurpose
 from utils.files import file_digest
 from utils.runs.checkpoints import read
 from utils.terminal import Terminal
 
 log = logging.getLogger("ladder_vae")
 
-SAMPLES = 109  # keys the noise of the samples that FID is of
 INSTALL = "pip install -e '.[quality]'"
 DIGEST = "6726825d"  # how the SHA-256 of the published weights begins; it is in their name
 PIXELS = 255.0
@@ -52,7 +51,7 @@ class Quality:
             if metric is not None:
                 metric.reset()
         for batch in batches:
-            noise = Noise.keyed(batch.ids, seed, SAMPLES)
+            noise = Noise.keyed(batch.ids, seed, NoisePurpose.QUALITY)
             mean = model.reconstruct(batch.x, model.num_latents, noise=noise)
             for metric in (self.mse, self.psnr):
                 metric.update((mean.contiguous() + 1.0) / 2.0, (batch.x.contiguous() + 1.0) / 2.0)

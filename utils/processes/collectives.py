@@ -53,7 +53,8 @@ def wrap(module: nn.Module, device: torch.device, passes: int = 1) -> nn.Module:
         ids,
         gradient_as_bucket_view=True,
         static_graph=passes == 1,
-        broadcast_buffers=False,  # LadderVAE.settle and average_statistics keep them the same
+        # LadderVAE.after_optimizer_step and average_statistics keep them the same
+        broadcast_buffers=False,
     )
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from model import LadderVAE
-from model.noise import Noise
+from model.noise import Noise, NoisePurpose
 from utils.evaluation.collapse import ACTIVE_THRESHOLD, Units
 from utils.report.drawing import STYLE, Drawing
 
@@ -16,7 +16,6 @@ COLUMNS = 10
 MOST_ROWS = 9
 WALKS = 3  # of the diffusion, each way
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0)
-PICTURES = 104  # keys the noise of pictures
 TRAVERSED, PER_LAYER, STEPS, REACH = 8, 2, 9, 3.0  # units, of one layer, values, ±deviations
 
 
@@ -179,4 +178,4 @@ def spread(latents: int) -> list[int]:
 
 
 def _noise(model: LadderVAE, n: int, seed: int) -> Noise:
-    return Noise.keyed(torch.arange(n, device=model.device), seed, PICTURES)
+    return Noise.keyed(torch.arange(n, device=model.device), seed, NoisePurpose.PICTURES)

@@ -5,7 +5,7 @@ from typing import Any
 from torch.optim import Adam, Optimizer
 
 from model.ladder_vae import LadderVAE
-from model.objective import Objective
+from model.objective import BetaNelbo, Objective
 from utils.settings.parts import build
 from utils.settings.schema import Part, Settings
 
@@ -37,7 +37,7 @@ def build_model(settings: Settings) -> LadderVAE:
 def build_objective(settings: Settings) -> Objective:
     """The training loss: the project's own, or the class that model.objective names."""
     model, plain = settings.model, settings.plain["model"]
-    make = build(plain["objective"], "model.objective") if model.objective else Objective
+    make = build(plain["objective"], "model.objective") if model.objective else BetaNelbo
     return make(
         beta_start=model.beta_start,
         beta_end=model.beta_end,

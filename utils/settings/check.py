@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from model.ladder_vae import ESTIMATORS
+from model.estimators import ESTIMATORS
 from utils.errors import ConfigError
 from utils.settings.geometry import check_geometry
 from utils.settings.schema import KEYS, TASKS, Settings, Task

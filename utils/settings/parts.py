@@ -22,14 +22,25 @@ def build(node: dict, key: str) -> Any:
     """
     if not node:  # a choice of none, as in train/scheduler=none
         return None
-    target = f"{key}._target_={node.get('_target_')}"
     arguments = {k: _built(v, f"{key}.{k}") for k, v in node.items() if k not in CALLS}
-    try:
-        function = resolve_name(str(node.get("_target_")))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise _failed(target, error) from error
-    make = partial(_call, target, function, **arguments)
+    make = partial(_call, _named(node, key), target_of(node, key), **arguments)
     return make if node.get("_partial_") else make()
+
+
+def target_of(node: dict, key: str) -> Callable:
+    """The class or function that the `_target_` of settings[key] names.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    try:
+        return resolve_name(str(node.get("_target_")))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise _failed(_named(node, key), error) from error
+
+
+def _named(node: dict, key: str) -> str:
+    return f"{key}._target_={node.get('_target_')}"
 
 
 def _built(value: Any, key: str) -> Any:

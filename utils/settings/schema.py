@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from model.context import CONTEXTS
-from model.diffusion import SCHEDULES
-from model.ladder_vae import ESTIMATORS
+from model.estimators import ESTIMATORS
 from model.layers import ACTIVATIONS
 from model.likelihoods import LIKELIHOODS
+from model.schedules import SCHEDULES
 from utils.settings.kinds import (
     FREE,
     Key,

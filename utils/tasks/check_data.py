@@ -131,7 +131,7 @@ def contact_sheet(splits: ImageSplits, settings: dict) -> Drawing:
     if "ctx_size" in model:
         decoder, (channels, size, _) = model["decoder"], splits.image_shape
         context = CONTEXTS[decoder["ctx_type"]](channels, size, model["ctx_size"])
-        context.fit_scale(splits.train, splits.max_value)
+        context.fit(splits.train, splits.max_value)
     for split, most in ROWS.items():
         images = getattr(splits, split)
         count = min(len(images), most * ACROSS)

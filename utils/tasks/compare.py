@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from utils import checkpoint
+from utils.evaluation.compare import Run, sources, stored
 from utils.evaluation.scoring import score
 from utils.files import write_scores
 from utils.processes.launch import Processes
@@ -13,8 +14,7 @@ from utils.terminal import Terminal
 
 def compare(command: Command, processes: Processes) -> None:
     """Tables on the terminal; a page and a JSON file of every figure in a folder."""
-    from utils.evaluation.compare import sources, stored  # loads scipy.stats: 0.8 s
-    from utils.report.comparison import write_comparison  # and matplotlib: 0.5 s
+    from utils.report.comparison import write_comparison  # loads matplotlib: 0.5 s
 
     task, runs_dir = command.task, command.value("runs_dir")
     terminal = Terminal(processes.is_main)
@@ -30,10 +30,8 @@ def compare(command: Command, processes: Processes) -> None:
         write_comparison(runs, folder, terminal)
 
 
-def _scored(source: str, command: Command, processes: Processes) -> "Run":
+def _scored(source: str, command: Command, processes: Processes) -> Run:
     """A run scored now, and written down for the next time."""
-    from utils.evaluation.compare import Run
-
     trained, split = Trained.load(source, command, processes), command.task.split
     found = score(
         trained.model,

@@ -2,13 +2,12 @@
 
 import torch
 
-from model.noise import Noise
+from model.noise import Noise, NoisePurpose
 from utils.files import write_arrays
 from utils.processes.launch import Processes
 from utils.settings.command_line import Command
 from utils.tasks.trained import Trained
 
-SAMPLES = 105  # keys the noise of task=sample
 SAMPLE_BATCH = 500
 GRID = 100  # samples that a picture holds
 
@@ -24,7 +23,9 @@ def sample(command: Command, processes: Processes) -> None:
     seed, parts = trained.settings.train.seed, []
     with terminal.bar("samples", task.num_images) as bar:
         for ids in torch.arange(task.num_images, device=model.device).split(SAMPLE_BATCH):
-            x = model.sample(len(ids), task.temperature, Noise.keyed(ids, seed, SAMPLES))
+            x = model.sample(
+                len(ids), task.temperature, Noise.keyed(ids, seed, NoisePurpose.SAMPLES)
+            )
             parts.append(((x + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
             bar.count(len(ids))
     count = min(task.num_images, GRID)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from model.layers import Unit
+from model.layers import CheckpointedModule
 from model.objective import LossModule
 from model.scales import layout
 from utils.errors import ConfigError
@@ -99,7 +99,7 @@ def needed(settings: dict, images: int) -> tuple[float, float]:
         kept[storage._cdata] = storage
         return tensor
 
-    def keep_input(net: Unit, inputs: tuple[torch.Tensor]) -> None:
+    def keep_input(net: CheckpointedModule, inputs: tuple[torch.Tensor]) -> None:
         keep(*inputs)
 
     with FakeTensorMode():
@@ -107,7 +107,7 @@ def needed(settings: dict, images: int) -> tuple[float, float]:
         if settings["train"]["checkpoint_activations"]:
             model.model.recompute(True)
             for net in model.modules():
-                if isinstance(net, Unit):  # which hides what it saves; that is its input
+                if isinstance(net, CheckpointedModule):  # it saves its input, unseen by hooks
                     net.register_forward_pre_hook(keep_input)
         weights = sum(p.nbytes for p in model.parameters())
         owned = {p.untyped_storage()._cdata for p in model.parameters()}

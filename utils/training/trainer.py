@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datasets.loaders import Batch, EvaluationBatches, TrainBatches
 from model import LadderVAE
-from model.noise import Noise
+from model.noise import Noise, NoisePurpose
 from model.objective import LossModule, Objective, bits_per_dim
 from utils.evaluation.bound import posterior_collapse
 from utils.evaluation.collapse import Collapse, CollapseReport
@@ -30,7 +30,6 @@ from utils.tracking.tracker import Tracker
 from utils.training import diagnosis
 from utils.training.pace import Pace
 
-TRAINING = 100  # keys the noise of training apart from evaluation's
 COMPUTED = ("fused", "foreach")  # how an optimiser computes: this machine's, not the checkpoint's
 PASSES = 2  # per validation image and epoch: quick; the final score takes as many as it needs
 
@@ -222,7 +221,8 @@ class Trainer:
 
     def _forward(self, module: nn.Module, batch: Batch, beta: float) -> tuple[Tensor, ...]:
         """Loss (bits/dim), reconstruction (B,) and kl (B, L) of this step: the same every time."""
-        keys = Noise.keyed(batch.ids, self.settings["seed"], TRAINING, self.progress.step).keys
+        purpose = (NoisePurpose.TRAINING, self.progress.step)
+        keys = Noise.keyed(batch.ids, self.settings["seed"], *purpose).keys
         with torch.autocast(self.device.type, self.amp_dtype, enabled=bool(self.amp_dtype)):
             return module(batch.x, keys, beta)
 
@@ -297,7 +297,9 @@ class Trainer:
         self.optimizer.found_inf = (~taken).float()  # 1: its kernels leave all as it was
         self.optimizer.step()
         del self.optimizer.found_inf
-        self.model.settle(lambda seen: torch.where(taken, collectives.total(seen), 0.0))
+        self.model.after_optimizer_step(
+            lambda sums: torch.where(taken, collectives.total(sums), 0.0)
+        )
         self.unread.append((passes, torch.cat([taken[None].to(figures), norm[None], figures])))
         due, counted = self._save_due(), isinstance(settings["checkpoint_every"], str)
         p.step, p.batch = p.step + 1, p.batch + 1
@@ -351,14 +353,14 @@ class Trainer:
             if not scaling:
                 self._clip(total)
             self.scaler.step(self.optimizer)
-            self.model.settle(collectives.total)
+            self.model.after_optimizer_step(collectives.total)
             if self.ema:
                 self.ema.update_parameters(self.model)
         elif nonfinite and settings["on_nonfinite"] == "stop":
             self._stop(where_from())
         else:
             p.skipped, p.skipped_in_a_row = p.skipped + 1, p.skipped_in_a_row + 1
-            self.model.settle(torch.zeros_like)  # nothing of this step is remembered
+            self.model.after_optimizer_step(torch.zeros_like)  # nothing of this step is remembered
         if p.skipped_in_a_row >= settings["max_skipped_steps"]:
             remedy = f"over train.grad_skip_thr={threshold}: raise it, or lower train.optimizer.lr"
             why = where_from() if nonfinite else f"its gradient's norm {norm:.3g} is {remedy}"

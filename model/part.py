@@ -1,0 +1,22 @@
+"""What every part of the model that settings choose by name has in common."""
+
+from typing import Any
+
+from torch import nn
+
+
+class Part(nn.Module):
+    """A module that takes plain keyword arguments, and can say which of them don't go together."""
+
+    @classmethod
+    def check_arguments(cls, size: int, **arguments: Any) -> None:
+        """Refuse arguments from which the part cannot be built, before anything is built.
+
+        size: height and width of what the part works on: the image for the whole model and its
+        decoders, the latent for a prior and its denoiser. arguments: those of the constructor that
+        are known before building, by name; each class looks at the ones it has something to say on.
+
+        Raises:
+            ValueError: in one sentence that begins with the argument's name, so that a caller can
+                put in front of it where the argument was set.
+        """
