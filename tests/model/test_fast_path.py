@@ -15,6 +15,7 @@ from model.unet import TimeBlock
 from tests.conftest import compose, randomised, shrunk
 from tests.training.test_trainer import make_trainer
 from utils.settings import build, composition
+from utils.settings.images import load_images
 from utils.training import memory
 
 EXPERIMENTS = composition.experiments()

@@ -7,7 +7,8 @@ from torch.optim import Adam, Optimizer
 from model.ladder_vae import LadderVAE
 from model.objective import BetaNelbo, Objective
 from utils.settings.parts import build
-from utils.settings.schema import Part, Settings
+from utils.settings.schema import Settings
+from utils.settings.schema.types import Part
 
 NOT_OF_THE_MODEL = (  # keys under model that its constructor does not take
     "beta_start",

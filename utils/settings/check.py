@@ -10,7 +10,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from model.estimators import ESTIMATORS
 from utils.errors import ConfigError
 from utils.settings.geometry import check_geometry
-from utils.settings.schema import KEYS, TASKS, Settings, Task
+from utils.settings.schema import KEYS, Settings
+from utils.settings.schema.task import TASKS, Task
 
 
 def check(plain: dict) -> Settings:

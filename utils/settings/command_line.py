@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from utils.errors import ConfigError
 from utils.settings.check import check_task
 from utils.settings.composition import composed_settings, resolve
-from utils.settings.schema import KEYS, TASKS, Settings, Task
+from utils.settings.schema import KEYS, Settings
+from utils.settings.schema.task import TASKS, Task
 from utils.settings.trust import targets
 
 

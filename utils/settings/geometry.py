@@ -10,7 +10,8 @@ from model.ladder_vae import LadderVAE
 from model.scales import layout
 from utils.errors import ConfigError
 from utils.settings.parts import target_of
-from utils.settings.schema import Model, Settings
+from utils.settings.schema import Settings
+from utils.settings.schema.model import Model
 
 MOST_BLOCKS = 1000  # far more than anybody has trained; building more takes minutes
 

@@ -14,7 +14,8 @@ from utils.errors import ConfigError
 from utils.processes.collectives import main_first
 from utils.processes.job import Job
 from utils.settings.parts import build
-from utils.settings.schema import Dataset, Settings
+from utils.settings.schema import Settings
+from utils.settings.schema.dataset import Dataset
 
 DESCRIPTION = (  # keys that every data set has, beside those of its source
     "name",

@@ -1,0 +1,102 @@
+"""task: what to do, a group of settings for each."""
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Field
+
+from model.estimators import ESTIMATORS
+from utils.settings.kinds import (
+    Wanted,
+)
+from utils.settings.schema.types import Count, Group, Text
+
+Split = Literal["train", "validation", "test"]
+NumImages = Count | None
+Output = Annotated[Text, Wanted("a folder")] | None
+Estimators = list[Annotated[Text, Wanted(f"one of {', '.join(ESTIMATORS)}")]]
+InformationImages = Annotated[int, Field(ge=2, le=10_000)]
+
+
+class TrainTask(Group):
+    """task=train."""
+
+    name: Literal["train"]
+    force: bool
+    estimators: Estimators
+    report: bool
+    mi_images: InformationImages
+
+
+class ScoreTask(Group):
+    """task=test."""
+
+    name: Literal["test"]
+    split: Split
+    num_images: NumImages
+    estimators: Estimators
+    output: Output
+
+
+class ReportTask(Group):
+    """task=report."""
+
+    name: Literal["report"]
+    split: Split
+    num_images: NumImages
+    estimators: Estimators
+    mi_images: InformationImages
+    output: Output
+
+
+class CompareTask(Group):
+    """task=compare."""
+
+    name: Literal["compare"]
+    split: Split
+    num_images: NumImages
+    estimators: Estimators
+    output: Output
+
+
+class SampleTask(Group):
+    """task=sample."""
+
+    name: Literal["sample"]
+    num_images: Count
+    temperature: Annotated[float, Field(ge=0, le=10)]
+    output: Output
+
+
+class ReconstructTask(Group):
+    """task=reconstruct."""
+
+    name: Literal["reconstruct"]
+    split: Split
+    num_images: Count
+    output: Output
+
+
+class SyncTask(Group):
+    """task=sync."""
+
+    name: Literal["sync"]
+
+
+class CheckDataTask(Group):
+    """task=check_data."""
+
+    name: Literal["check_data"]
+    output: Output
+
+
+Task = Union[  # noqa: UP007  a discriminated union is built of these
+    TrainTask,
+    ScoreTask,
+    ReportTask,
+    CompareTask,
+    SampleTask,
+    ReconstructTask,
+    SyncTask,
+    CheckDataTask,
+]
+TASKS = {task.model_fields["name"].annotation.__args__[0]: task for task in Task.__args__}
