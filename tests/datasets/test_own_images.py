@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.contents import class_counts, contents
 from datasets.loaders import normalise
 from tests.commands import QUIET, call, only_run
 from tests.conftest import compose, shrunk
 from utils.settings import composition
 from utils.settings.build import build_model
 from utils.settings.images import load_images
-from utils.tasks import check_data
 
 EXPERIMENTS = composition.experiments()
 GENERATOR = np.random.default_rng(0)
@@ -127,12 +127,12 @@ def test_check_data_counts_exactly():
         splits.test,
         splits.max_value,
     )
-    found = check_data.contents(doubled)
-    assert found["train"]["repeated"] == 7
-    assert found["train"]["also_in"] == {"validation": 0, "test": 3}
+    found = contents(doubled)
+    assert found["train"].repeated == 7
+    assert found["train"].also_in == {"validation": 0, "test": 3}
     x = doubled.train.double() * 255 / 16
-    assert abs(found["train"]["mean"] - x.mean()) < 1e-9
-    assert abs(found["train"]["deviation"] - x.std(unbiased=False)) < 1e-9
-    assert check_data.balance(doubled) == {}
-    balance = check_data.balance(splits)
+    assert abs(found["train"].mean - x.mean()) < 1e-9
+    assert abs(found["train"].deviation - x.std(unbiased=False)) < 1e-9
+    assert class_counts(doubled) == {}
+    balance = class_counts(splits)
     assert len(balance) == 10 and sum(balance["3"]) == 183

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch.optim import Adam, Optimizer
 
+from model.context import CONTEXTS, Context
 from model.ladder_vae import LadderVAE
 from model.objective import BetaNelbo, Objective
 from utils.settings.parts import build
@@ -33,6 +34,16 @@ def build_model(settings: Settings) -> LadderVAE:
         levels=dataset.levels,
         **parts,
     )
+
+
+def build_context(settings: Settings) -> Context | None:
+    """The model's context, not fitted; None for a plain ladder."""
+    model, dataset = settings.model, settings.dataset
+    if model.ctx_size is None:
+        return None
+    own = settings.plain["model"]["decoder"].get("context")
+    make = build(own, "model.decoder.context") if own else CONTEXTS[model.decoder.ctx_type]
+    return make(dataset.channels, dataset.image_size, model.ctx_size)
 
 
 def build_objective(settings: Settings) -> Objective:
