@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -19,11 +20,24 @@ from utils.training.memory import keep_freed
 from utils.training.trainer import TrainingStopped
 
 USER_ERRORS = (ValueError, TrainingStopped, OSError, OmegaConfBaseException)  # told in a sentence
-MAIN_PROCESS = os.getpid()
-SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 Task = Callable[[Command, Processes], None]
 
-_failed: list[Exception] = []  # jobs of this command that ended with an error
+
+@dataclass
+class Running:
+    """The command that this process runs; a job that a launcher runs elsewhere has none."""
+
+    process: int | None = None
+    show_traceback: bool = False
+    failed: bool = False  # whether a job of it ended with an error
+
+    @property
+    def tells(self) -> bool:
+        """Whether a person reads here; else whoever started the job must see it fail."""
+        return self.process == os.getpid() and not self.show_traceback
+
+
+_running = Running()
 
 
 def run_job(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
@@ -34,10 +48,10 @@ def run_job(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
         print(ASKED, file=sys.stderr)
         sys.exit(getattr(asked, "status", INTERRUPTED))
     except USER_ERRORS as error:
-        if os.getpid() != MAIN_PROCESS or SHOW_TRACEBACK:  # a launcher elsewhere must see it fail
+        if not _running.tells:
             raise
         print(f"Error: {_sentence(error)}", file=sys.stderr)
-        _failed.append(error)
+        _running.failed = True
 
 
 def _run_task(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
@@ -68,6 +82,8 @@ def _sentence(error: Exception) -> str:
 
 def run_command(job: Callable[[], object]) -> int:
     """Let Hydra compose and run the jobs; the command's exit status."""
+    global _running
+    _running = Running(os.getpid(), os.environ.get("HYDRA_FULL_ERROR") == "1")
     take_secrets(sys.argv)
     quote_texts(sys.argv)
     keep_freed()
@@ -75,8 +91,8 @@ def run_command(job: Callable[[], object]) -> int:
     try:
         job()
     except (HydraException, OmegaConfBaseException) as error:
-        if SHOW_TRACEBACK:
+        if _running.show_traceback:
             raise
         print(f"Error: {explain(error)}", file=sys.stderr)
         return 1
-    return 1 if _failed else 0
+    return 1 if _running.failed else 0
