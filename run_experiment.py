@@ -39,11 +39,12 @@ from utils.processes import devices
 from utils.evaluation import quality
 from utils.report import during_training
 from utils.evaluation import scoring
+from utils.evaluation.record import ScoreRecord
 from utils.training import announce
 from datasets import fingerprint
 from utils.tasks import reconstruct
 from utils.tasks import sample
-from utils.report import score_tables
+from utils.report import tables
 from utils.tracking import wandb_client
 from utils.processes.launch import Processes
 from utils.files import write_scores
@@ -94,7 +95,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
     terminal, folder = Terminal(processes.is_main), RunFolder(settings, processes)
     found = folder.results()
     if found and not settings["task"]["force"]:
-        score_tables.show(terminal, found)
+        tables.show_score(terminal, ScoreRecord.from_json(found, folder.path / "results.json"))
         terminal.line(f"Finished before, in {folder.path}; task.force=true trains it again.")
         if not (folder.path / "report" / "report.json").exists():
             terminal.line(f"It has no report: task=report checkpoint={folder.path} makes one.")
@@ -164,9 +165,9 @@ def train(composed: DictConfig, processes: Processes) -> None:
         tracker.trained(trainer.progress.step)
         best = checkpoint.trained_model(settings, folder.best, device)
         found = scoring.score(best, settings, held_out, "test", folder.best, terminal, measures)
-        folder.finish(found.record, found.per_image)
-        tracker.summary(scoring.flat(found.record))
-        score_tables.show(terminal, found.record)
+        folder.finish(found.record.to_json(), found.per_image)
+        tracker.summary(found.record.tracker_values())
+        tables.show_score(terminal, found.record)
         now = (trainer.progress.epoch, trainer.progress.step)
         draw(best, *now)
         if settings["task"]["report"]:
@@ -235,10 +236,10 @@ def use(composed: DictConfig, processes: Processes) -> None:
         processes, lambda: quality.prepare(settings["train"], model.device, terminal)
     )
     found = scoring.score(model, settings, batches, task["split"], file, terminal, measures)
-    score_tables.show(terminal, found.record)
+    tables.show_score(terminal, found.record)
     if processes.is_main:
         stem = f"{task['split']}_scores"
-        path = write_scores(output, stem, found.record, found.per_image)
+        path = write_scores(output, stem, found.record.to_json(), found.per_image)
         terminal.line(f"Also in {path}")
     if task["name"] == "report":
         report(model, found, settings, batches, output, processes, terminal)
@@ -246,13 +247,13 @@ def use(composed: DictConfig, processes: Processes) -> None:
 
 def compare(composed: DictConfig, processes: Processes) -> None:
     """task=compare: the scores of several runs, made where they are missing, side by side."""
-    from utils.evaluation.compare import Run, sources, stored
+    from utils.evaluation.compared_runs import Run, cached_run, sources
     from utils.report.comparison import write_comparison
 
     task, terminal = composition.resolve(composed.task), Terminal(processes.is_main)
     overrides, runs = HydraConfig.get().overrides.task, []
     for source in sources(list(composed.runs)):
-        run = stored(source, task, composed.runs_dir, overrides)
+        run = cached_run(source, task, composed.runs_dir, overrides)
         if run is None:
             terminal.line(f"Scoring {source}")
             model, settings, file = load(source, composed, processes)
@@ -260,7 +261,7 @@ def compare(composed: DictConfig, processes: Processes) -> None:
             found = scoring.score(model, settings, batches, task["split"], file, terminal)
             if processes.is_main:
                 home, stem = checkpoint.home(source, composed.runs_dir), f"{task['split']}_scores"
-                write_scores(home, stem, found.record, found.per_image)
+                write_scores(home, stem, found.record.to_json(), found.per_image)
             run = Run(found.record, found.per_image)
         runs.append(run)
     if processes.is_main:

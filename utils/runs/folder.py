@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from utils.errors import ConfigError
-from utils.files import atomic_write, write_json, write_scores
+from utils.files import atomic_write, read_json, write_json, write_scores
 from utils.processes.collectives import main_first
 from utils.processes.launch import Processes
 from utils.runs import checkpoints
@@ -53,7 +53,8 @@ class RunFolder:
     def results(self) -> dict | None:
         """What the finished run found; None where it is not finished."""
         path = self.path / f"{RESULTS}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        remedy = "remove it, and the run evaluates its model again"
+        return read_json(path, remedy) if path.exists() else None
 
     @contextmanager
     def opened(self, anew: bool, fetched: FetchedRun | None = None) -> Iterator[None]:

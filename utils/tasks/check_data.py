@@ -15,6 +15,7 @@ from utils.files import write_json
 from utils.report import pictures
 from utils.report.drawing import Drawing, save
 from utils.settings.build import load_images
+from utils.table import Cell, Column, Table
 from utils.terminal import Terminal
 from utils.training.memory import needed, total
 
@@ -139,32 +140,34 @@ def show(record: dict, settings: dict, device: torch.device, terminal: Terminal)
     """The record as tables, and in words what should be looked into."""
     splits, memory = record["splits"], record["memory"]
     mean, deviation = settings["dataset"]["standardisation"]
-    terminal.table(
+    names = ("images", "min", "max", "mean", "deviation", "repeated")
+    levels = Table(
         f"Levels of the images; mean and deviation on 0 … 255, where dataset.standardisation is "
         f"[{mean:g}, {deviation:g}]",
-        ["split", "", "images", "min", "max", "mean", "deviation", "repeated"],
+        [Column("split", text=True), *map(Column, names)],
         [
             [
-                split,
-                "",
-                f"{found['images']:,}",
-                f"{found['min']:g}",
-                f"{found['max']:g}",
-                f"{found['mean']:.2f}",
-                f"{found['deviation']:.2f}",
-                f"{found['repeated']:,}",
+                Cell(split),
+                Cell(f"{found['images']:,}"),
+                Cell(f"{found['min']:g}"),
+                Cell(f"{found['max']:g}"),
+                Cell(f"{found['mean']:.2f}"),
+                Cell(f"{found['deviation']:.2f}"),
+                Cell(f"{found['repeated']:,}"),
             ]
             for split, found in splits.items()
         ],
     )
+    terminal.table(levels)
     if record["classes"]:
         shown = list(record["classes"].items())[:MOST_CLASSES]
-        terminal.table(
+        classes = Table(
             f"Images of {len(record['classes'])} classes"
             + ", the first" * (len(shown) < len(record["classes"])),
-            ["class", "", *SPLITS],
-            [[name, "", *(f"{count:,}" for count in counts)] for name, counts in shown],
+            [Column("class", text=True), *map(Column, SPLITS)],
+            [[Cell(name), *(Cell(f"{count:,}") for count in counts)] for name, counts in shown],
         )
+        terminal.table(classes)
     for split, found in splits.items():
         for other, count in found["also_in"].items():
             if count:
