@@ -21,18 +21,18 @@ from omegaconf import DictConfig
 from datasets.fingerprint import fingerprint
 from utils import checkpoint
 from utils.evaluation.quality import prepare
-from utils.evaluation.scoring import flat, parameter_counts, score
+from utils.evaluation.scoring import parameter_counts, score
 from utils.processes.collectives import main_first
 from utils.processes.job import Job
 from utils.processes.launch import Processes
 from utils.processes.threads import use_threads
 from utils.report.during_training import PICTURED, draw
-from utils.report.score_tables import show, show_finished
+from utils.report.tables import show_finished, show_score
 from utils.runs.checkpoints import newest
 from utils.runs.folder import RunFolder
 from utils.runs.resume import settings_to_train
 from utils.runs.signals import Signals
-from utils.settings.build import build_model, build_objective, build_optimizer
+from utils.settings.build import build_model, build_objective, build_optimizer, build_own
 from utils.settings.command_line import Command
 from utils.settings.images import evaluation_batches, splits_of, train_batches
 from utils.tasks.check_data import check_data
@@ -52,9 +52,9 @@ def train(command: Command, processes: Processes) -> None:
     """Settings -> images -> model -> training -> the best checkpoint's scores and report."""
     settings, fetched = settings_to_train(command, processes)
     job, folder = Job.on(settings.train.device, processes), RunFolder(settings, processes)
-    finished = folder.results()
+    finished = folder.results.exists()
     if finished and not settings.task.force:
-        show_finished(finished, folder.path, job.terminal)
+        show_finished(job.terminal, folder.results, build_own(settings, "metrics"))
         return
     check_memory(settings, job.device, processes.world)
     quality = main_first(processes, lambda: prepare(settings.train, job.device, job.terminal))
@@ -72,7 +72,7 @@ def train(command: Command, processes: Processes) -> None:
     held_out = evaluation_batches(settings, splits, "test", job)
     with (
         Signals(settings.train.grace_seconds) as signals,
-        folder.opened(bool(finished), fetched),
+        folder.opened(finished, fetched),
         open_tracker(settings.wandb, folder, model, job.terminal) as tracker,
     ):
         saved, trouble = main_first(processes, lambda: newest(folder.last))
@@ -103,9 +103,9 @@ def train(command: Command, processes: Processes) -> None:
         tracker.trained(trainer.progress.step)
         best = checkpoint.trained_model(settings, folder.best, job.device)
         found = score(best, settings, held_out, "test", folder.best, job.terminal, quality)
-        folder.finish(found.record, found.per_image)
-        tracker.summary(flat(found.record))
-        show(job.terminal, found.record)
+        folder.finish(found.record.to_json(), found.per_image)
+        tracker.summary(found.record.tracker_values())
+        show_score(job.terminal, found.record, found.metrics)
         now = (trainer.progress.epoch, trainer.progress.step)
         draw(folder, tracker, validation.first(PICTURED), best, *now)
         if settings.task.report:

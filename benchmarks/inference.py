@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.measure import Row, Subject, seconds
-from utils.evaluation.bound import likelihood
+from utils.evaluation.bound import estimate_nll
 from utils.tasks.sample import SAMPLE_BATCH
 
 SAMPLES, IMAGES, REPEATS = 100, 32, 3
@@ -19,7 +19,7 @@ def rows(overrides: list[str], device: torch.device) -> list[Row]:
     made = []
     for estimator, goal in GOALS.items():
         took = seconds(
-            lambda e=estimator: likelihood(model, batches, e, SAMPLES, paths, 0, lambda n: None),
+            lambda e=estimator: estimate_nll(model, batches, e, SAMPLES, paths, 0, lambda n: None),
             device,
             REPEATS,
         )

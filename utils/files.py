@@ -10,6 +10,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from utils.errors import ConfigError
+
 
 class Hashing:
     """Writes on to a file and digests what it was given."""
@@ -93,6 +95,21 @@ def write_json(path: Path, content: dict) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1) + "\n"
     return atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path, remedy: str) -> dict:
+    """The content of a JSON file that holds a mapping.
+
+    Raises:
+        ConfigError: if it does not, because it was cut short or is another file; says the remedy.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a whole JSON file ({error}): {remedy}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__} instead of a record: {remedy}.")
+    return content
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> Path:

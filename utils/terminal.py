@@ -1,36 +1,38 @@
-"""What a person sees: a progress bar, a line per epoch, a table at the end. Rank 0 only."""
+"""Output on the terminal: a progress bar, a line per epoch, tables at the end. Rank 0 only."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
+
+from utils.table import Table
 
 log = logging.getLogger("ladder_vae")
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, short enough to be part of a sentence."""
+    """An error's message in one line of at most 200 characters, to be quoted within a sentence."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class Bar:
-    """A running progress bar."""
+    """A progress bar that is shown, or one that does nothing where no bar is shown."""
 
     def __init__(self, progress: Progress | None, task: int | None = None):
         self.progress, self.task = progress, task
 
     def advance(self, note: str = "", count: int = 1) -> None:
-        """Move on by `count`; `note` stands behind the bar."""
+        """Advance by `count` steps; `note` is shown behind the bar."""
         if self.progress:
             self.progress.update(self.task, advance=count, note=note)
 
     def count(self, done: int) -> None:
-        """Move on by `done` pieces."""
+        """Advance by `done` steps, as a callback with one argument."""
         self.advance(count=done)
 
 
@@ -41,13 +43,13 @@ class Terminal:
         self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
 
     def line(self, text: str) -> None:
-        """One line, as it is."""
+        """Print one line without markup, and log it."""
         log.info(text)
         self.console.print(text, markup=False)
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """A bar that disappears when its block ends; none where no person looks at a terminal."""
+        """A progress bar for the duration of the block; none unless the output is a terminal."""
         if not self.console.is_terminal or self.console.quiet:
             yield Bar(None)
             return
@@ -62,14 +64,18 @@ class Terminal:
         with Progress(*columns, console=self.console, transient=True) as progress:
             yield Bar(progress, progress.add_task(title, total=total, completed=done, note=""))
 
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table, also into the log as tab-separated lines."""
-        table = Table(
-            title=Text(title), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
+    def table(self, table: Table) -> None:
+        """Print a table, and write it to the log as tab-separated lines."""
+        table = table.for_terminal()
+        printed = RichTable(
+            title=Text(table.caption), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
         )
-        for index, name in enumerate(header):
-            table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
+        for column in table.columns:
+            justify = "left" if column.text else "right"
+            printed.add_column(column.name, justify=justify, overflow="fold")
+        rows = [[cell.text for cell in row] for row in table.rows]
         for row in rows:
-            table.add_row(*row)
-        log.info("\n".join([title, "\t".join(header), *("\t".join(row) for row in rows)]))
-        self.console.print(table, soft_wrap=False)
+            printed.add_row(*row)
+        header = [column.name for column in table.columns]
+        log.info("\n".join([table.caption, *("\t".join(row) for row in (header, *rows))]))
+        self.console.print(printed, soft_wrap=False)

@@ -13,14 +13,14 @@ from utils.evaluation.collapse import (
     EPSILONS,
     Collapse,
     CollapseStatistics,
-    passes_for,
+    posterior_samples_for,
 )
 
 N = 4000
 
 
 def output(means: list[torch.Tensor], kls: list[torch.Tensor] | None = None) -> SimpleNamespace:
-    """A posterior pass with these means (N, units) per layer; KL per element: one by default."""
+    """A posterior sample with these means (N, units) per layer; KL per element: one by default."""
     kls = kls or [torch.ones_like(m) for m in means]
     latents = [
         SimpleNamespace(q=Gaussian(m, torch.zeros_like(m)), kl=kl)
@@ -30,14 +30,14 @@ def output(means: list[torch.Tensor], kls: list[torch.Tensor] | None = None) -> 
     return SimpleNamespace(latents=latents, kl=kl, reconstruction=torch.arange(len(kl)).float())
 
 
-def collapse(make, batches=4, images=N, seed=0, passes=None) -> Collapse:
-    """Statistics of as many passes as the images need, added in batches, last batch first."""
+def collapse(make, batches=4, images=N, seed=0, samples=None) -> Collapse:
+    """Statistics of as many samples as the images need, added in batches, last batch first."""
     torch.manual_seed(seed)
     x = torch.randn(images, 1)
     statistics = CollapseStatistics(images)
     parts = list(zip(torch.arange(images).chunk(batches), x.chunk(batches), strict=True))
     for ids, part in reversed(parts):
-        made = [output(make(part)) for _ in range(passes or passes_for(images))]
+        made = [output(make(part)) for _ in range(samples or posterior_samples_for(images))]
         statistics.update(ids, made)
     return statistics.finish()
 
@@ -94,7 +94,7 @@ def test_the_order_and_size_of_batches_do_not_matter():
     assert one.active == many.active == [2] and one.kl == many.kl
 
 
-def test_two_passes_estimate_a_covariance_and_passes_keep_chance_away():
+def test_two_samples_estimate_a_covariance_and_more_keep_chance_away():
     torch.manual_seed(1)
     first, second = torch.randn(2, 50, 3) + torch.randn(50, 1)
     statistics = CollapseStatistics(50)
@@ -103,7 +103,7 @@ def test_two_passes_estimate_a_covariance_and_passes_keep_chance_away():
     expected = [torch.cov(torch.stack([first[:, j], second[:, j]]))[0, 1] for j in range(3)]
     torch.testing.assert_close(units.variance, torch.stack(expected).double(), atol=0.05, rtol=0)
     for images in (200, 5_000, 10_000, 10**7):
-        m = passes_for(images)
+        m = posterior_samples_for(images)
         assert m >= 2 and (2 / (images * m * (m - 1))) ** 0.5 <= ACTIVE_THRESHOLD / 4
 
 
@@ -114,14 +114,14 @@ def test_every_image_keeps_its_own_figures_and_place():
 
 
 def test_errors_of_the_variances_are_what_they_vary_by():
-    """A quiet unit, an active one, a collapsed child of a noisy parent; 300 data sets."""
+    """A barely varying unit, an active one, a collapsed child of a noisy parent; 300 data sets."""
 
     def make(x):
         scales = torch.tensor([0.02, 0.3, 0.0])
         noise = torch.tensor([0.0, 0.1, 1.0]) * torch.randn(len(x), 3)
         return [x * scales + noise]
 
-    found = [collapse(make, 1, 200, seed, passes=8).layers[0] for seed in range(300)]
+    found = [collapse(make, 1, 200, seed, samples=8).layers[0] for seed in range(300)]
     variances = torch.stack([units.variance for units in found])
     errors = torch.stack([units.variance_se for units in found])
     torch.testing.assert_close(errors.mean(0), variances.std(0), rtol=0.12, atol=0)
@@ -137,7 +137,7 @@ def test_intervals_of_the_count_hold_it():
     def make(x):
         return [x * scales + 0.1 * torch.randn(len(x), 40)]
 
-    counts = [collapse(make, 1, 300, seed, passes=4).layers[0].active() for seed in range(100)]
+    counts = [collapse(make, 1, 300, seed, samples=4).layers[0].active() for seed in range(100)]
     assert all(low <= count <= high for count, low, high in counts)
     assert sum(low <= true <= high for _, low, high in counts) >= 95
     assert any(low < high for _, low, high in counts)
@@ -148,29 +148,29 @@ def test_a_higher_threshold_leaves_fewer_units():
     assert [units.active(t)[0] for t in (0.001, 0.01, 0.1, 10.0)] == [3, 2, 1, 0]
 
 
-def test_units_are_collapsed_by_their_share_of_quiet_images():
+def test_units_are_collapsed_by_their_share_of_images_below_epsilon():
     """KL under ε = 0.01 for all, for 99.5 %, for 98 % and for none of the images."""
     kl = torch.full((1000, 4), 0.001)
     kl[:5, 1] = kl[:20, 2] = 1.0
     kl[:, 3] = 0.02
     statistics = CollapseStatistics(1000)
-    passes = [output([torch.zeros(1000, 4)], [kl]), output([torch.zeros(1000, 4)], [kl])]
-    statistics.update(torch.arange(1000), passes)
+    samples = [output([torch.zeros(1000, 4)], [kl]), output([torch.zeros(1000, 4)], [kl])]
+    statistics.update(torch.arange(1000), samples)
     found = statistics.finish()
     (units,) = found.layers
     at = EPSILONS.index(EPSILON)
-    assert units.quiet[at].tolist() == pytest.approx([1, 0.995, 0.98, 0])
+    assert units.share_below_epsilon[at].tolist() == pytest.approx([1, 0.995, 0.98, 0])
     assert found.report().collapsed == [2]
     assert units.collapsed(at, delta=0.05) == 3
     assert [units.collapsed(i) for i in (0, len(EPSILONS) - 1)] == [0, 4]
     assert units.kl.tolist() == pytest.approx(kl.double().mean(0).tolist())
 
 
-def test_one_pass_is_held_at_a_time():
-    """Of a wide model, all passes over a batch together would fill the memory."""
+def test_one_sample_is_held_at_a_time():
+    """All samples of a batch of a wide model together would fill the memory."""
     made = []
 
-    def passes():
+    def samples():
         for _ in range(5):
             assert sum(one() is not None for one in made) <= 1
             one = output([torch.randn(20, 3)])
@@ -178,5 +178,5 @@ def test_one_pass_is_held_at_a_time():
             yield one
 
     statistics = CollapseStatistics(20)
-    statistics.update(torch.arange(20), passes())
-    assert len(made) == statistics.passes == 5
+    statistics.update(torch.arange(20), samples())
+    assert len(made) == statistics.posterior_samples == 5

@@ -1,17 +1,22 @@
 """Runs side by side: groups, means over seeds, and intervals of differences that hold."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from tests.conftest import compose
 from utils.errors import ConfigError
-from utils.evaluation import compare
 from utils.evaluation.collapse import THRESHOLDS
-from utils.evaluation.compare import Run, contents, difference, groups, measures, sources, stored
+from utils.evaluation.compare import compare
+from utils.evaluation.compared_runs import Group, Run, cached_run, groups, sources
+from utils.evaluation.differences import difference, measures
+from utils.evaluation.record import ScoreRecord
 from utils.files import file_digest, write_arrays, write_json
 from utils.report.comparison import write_comparison
+from utils.settings.check import check_task
 from utils.terminal import Terminal
 
 N = 500
@@ -34,7 +39,7 @@ def run(name="a", seed=0, shift=0.0, noise=0.5, context=3, samples=100, digest="
     record |= {"context": True, "bound": bound, "likelihoods": [entry]}
     record |= {"active_by_threshold": [8] * len(THRESHOLDS)}
     record |= {"config": {"name": name, "model": {"ctx_size": context}, "train": {"seed": seed}}}
-    return Run(record, arrays)
+    return Run(ScoreRecord.from_json(record, Path("results.json")), arrays)
 
 
 def test_runs_are_grouped_by_everything_but_the_seed():
@@ -51,8 +56,8 @@ def test_an_interval_over_images_is_of_paired_differences():
         base, other = groups([run("a", seed), run("b", seed, shift=0.3)])
         nll = measures([*base.runs, *other.runs])[0]
         found = difference(nll, other, base)
-        assert found["over_images"] == pytest.approx(1.96 * (0.5 * 2**0.5) / N**0.5, rel=0.2)
-        held += abs(found["mean"] - 0.3) < found["over_images"]
+        assert found.over_images == pytest.approx(1.96 * (0.5 * 2**0.5) / N**0.5, rel=0.2)
+        held += abs(found.mean - 0.3) < found.over_images
     assert 88 <= held <= 100
 
 
@@ -61,23 +66,23 @@ def test_an_interval_over_seeds_is_students_t():
     runs += [run("b", seed, shift) for seed, shift in enumerate((1, 2, 5))]
     base, other = groups(runs)
     nll = measures(runs)[0]
-    ours, theirs = other.seeds(nll.of), base.seeds(nll.of)
-    found = difference(nll, other, base)["over_seeds"]
+    ours, theirs = other.values(nll.of), base.values(nll.of)
+    found = difference(nll, other, base).over_seeds
     low, high = stats.ttest_rel(ours, theirs).confidence_interval()
     assert found == pytest.approx((high - low) / 2)
-    fewer = compare.Group("b", other.runs[:2])
-    found = difference(nll, fewer, base)["over_seeds"]
+    fewer = Group("b", other.runs[:2])
+    found = difference(nll, fewer, base).over_seeds
     low, high = stats.ttest_ind(ours[:2], theirs, equal_var=False).confidence_interval()
     assert found == pytest.approx((high - low) / 2)
-    one = compare.Group("b", other.runs[:1])
-    assert difference(nll, one, base)["over_seeds"] is None
+    one = Group("b", other.runs[:1])
+    assert difference(nll, one, base).over_seeds is None
 
 
 def test_active_units_differ_within_what_both_runs_leave_open():
     base, other = groups([run("a"), run("b")])
     active = measures([*base.runs, *other.runs])[-1]
     found = difference(active, other, base)
-    assert found["mean"] == 0 and found["over_images"] == pytest.approx(100 * 2 * 2 / 16)
+    assert found.mean == 0 and found.over_images == pytest.approx(100 * 2 * 2 / 16)
 
 
 def test_bits_are_nats_scaled():
@@ -97,7 +102,7 @@ def test_bits_are_nats_scaled():
 )
 def test_what_cannot_be_compared_is_refused(runs, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        contents(runs)
+        compare(runs)
 
 
 def test_patterns_name_several_runs_and_one_is_too_few(tmp_path):
@@ -116,16 +121,16 @@ def test_scores_on_disk_count_while_they_answer_the_question(tmp_path):
     weights.write_bytes(b"weights")
     (folder / "config.yaml").write_text("")
     made = run("a")
-    dataset = {"name": "d", "channels": 1, "image_size": 8}
-    config = {"name": "a", "model": {"is_k": 100, "is_k_prior": 16}, "task": {"name": "train"}}
-    config |= {"dataset": dataset, "train": {"seed": 0}, "wandb": {}}
-    record = {**made.record, "config": config, "checkpoint_digest": file_digest(weights)}
+    config = compose("digits_ladder", "train.seed=0").plain
+    changes = {"config": config, "checkpoint_digest": file_digest(weights)}
+    record = made.record.model_copy(update=changes)
     write_arrays(folder / "results.npz", made.per_image)
-    write_json(folder / "results.json", record)
-    task = {"split": "test", "num_images": None, "estimators": ["iwae"]}
+    write_json(folder / "results.json", record.to_json())
+    task = {"name": "compare", "split": "test", "num_images": None, "estimators": ["iwae"]}
 
     def found(overrides=(), **changes):
-        return stored(str(folder), {**task, **changes}, str(tmp_path), overrides)
+        asked = check_task({**task, "output": None, **changes})
+        return cached_run(str(folder), asked, str(tmp_path), overrides)
 
     assert found().record == record
     assert np.array_equal(found().per_image["nll_iwae"], made.per_image["nll_iwae"])

@@ -5,7 +5,7 @@ import torch
 
 from datasets.loaders import EvaluationBatches
 from tests.conftest import compose, randomised, shrunk
-from utils.evaluation.bound import likelihood, posterior_collapse
+from utils.evaluation.bound import estimate_nll, posterior_collapse
 from utils.settings.build import build_model
 
 IMAGES = torch.randint(0, 17, (23, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
@@ -27,7 +27,7 @@ def test_posterior_collapse(model):
     ticks = []
     found = [bound(model, size, tick=ticks.append) for size in (23, 5)]
     assert sum(ticks) == 46 and not model.training
-    assert found[0].images == 23 and found[0].passes == 4
+    assert found[0].images == 23 and found[0].posterior_samples == 4
     assert found[0].kl == pytest.approx(found[1].kl, rel=1e-5)
     assert found[0].nelbo == pytest.approx(found[1].nelbo, rel=1e-6)
     assert found[0].active == found[1].active
@@ -37,9 +37,9 @@ def test_posterior_collapse(model):
 
 
 @pytest.mark.parametrize("estimator", ["iwae", "published"])
-def test_likelihood(model, estimator):
+def test_estimated_nll(model, estimator):
     found = [
-        likelihood(model, EvaluationBatches(IMAGES, 16, n), estimator, 5, 2, 0, lambda n: None)
+        estimate_nll(model, EvaluationBatches(IMAGES, 16, n), estimator, 5, 2, 0, lambda n: None)
         for n in (23, 7)
     ]
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=0)
@@ -52,7 +52,9 @@ def test_likelihood(model, estimator):
 
 def test_more_samples_are_a_tighter_bound(model):
     one, many = (
-        likelihood(model, EvaluationBatches(IMAGES, 16, 23), "iwae", k, k, 0, lambda n: None)[0].nll
+        estimate_nll(model, EvaluationBatches(IMAGES, 16, 23), "iwae", k, k, 0, lambda n: None)[
+            0
+        ].nll
         for k in (1, 30)
     )
     assert many < one and many < bound(model, seed=0).nelbo

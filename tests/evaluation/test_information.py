@@ -11,7 +11,7 @@ from model.noise import Noise, NoisePurpose
 from tests.conftest import compose, randomised, shrunk
 from tests.model.test_ladder_vae import TOY_CONTEXT, toy
 from utils.evaluation import information
-from utils.evaluation.information import aggregate_posterior, interventions, plans
+from utils.evaluation.information import aggregate_posterior, interventions, layer_masks
 from utils.settings.build import build_model
 
 IMAGES = torch.randint(0, 17, (40, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
@@ -38,8 +38,8 @@ def aggregate(model, x, seed=0):
     return aggregate_posterior(model, x, seed, lambda n: None)
 
 
-def test_plans_keep_the_top_and_leave_out_one():
-    assert plans(3) == [
+def test_masks_keep_the_top_and_leave_out_one():
+    assert layer_masks(3) == [
         (False, False, False),
         (True, False, False),
         (True, True, False),
@@ -55,7 +55,7 @@ def test_interventions(experiment):
     model = small(experiment)
     found = interventions(model, BATCHES, 3, lambda n: None)
     layers = model.num_latents
-    assert set(found) == set(plans(layers))
+    assert set(found) == set(layer_masks(layers))
     x, ids = BATCHES.first(40), torch.arange(40)
     with torch.no_grad():
         out = model(x, noise=Noise.keyed(ids, 3, NoisePurpose.INTERVENTION))
@@ -95,7 +95,7 @@ def test_every_intervention_bounds_the_evidence():
         x[:20], 1000, noise=Noise.keyed(torch.arange(20), 5), prior_samples=64
     ).logsumexp(0) - math.log(20)
     with torch.no_grad():
-        for kept in plans(model.num_latents):
+        for kept in layer_masks(model.num_latents):
             out = model.infer(x, kept, noise=Noise.keyed(torch.arange(400), 7))
             nelbo = out.reconstruction + out.kl.sum(1)
             error = nelbo.std() / 20

@@ -62,7 +62,7 @@ def test_without_weights_there_is_a_message_and_the_reconstruction_error(no_netw
     for words in ("Without FID", "weights-inception-2015-12-05-6726825d.pth", "train.fid_weights"):
         assert words in terminal.lines[0]
     measured = found.measure(model, BATCHES, 0, lambda n: None)
-    assert set(measured) == {"reconstruction_mse", "reconstruction_psnr"}
+    assert set(measured.model_dump()) == {"reconstruction_mse", "reconstruction_psnr"}
     squares = []
     with torch.no_grad():
         for batch in BATCHES:
@@ -70,8 +70,8 @@ def test_without_weights_there_is_a_message_and_the_reconstruction_error(no_netw
             mean = model.reconstruct(batch.x, model.num_latents, noise=noise)
             squares.append(((mean - batch.x) / 2).square().flatten())
     mse = torch.cat(squares).mean().item()
-    assert measured["reconstruction_mse"] == pytest.approx(mse, rel=1e-5)
-    assert measured["reconstruction_psnr"] == pytest.approx(-10 * math.log10(mse), rel=1e-5)
+    assert measured.reconstruction_mse == pytest.approx(mse, rel=1e-5)
+    assert measured.reconstruction_psnr == pytest.approx(-10 * math.log10(mse), rel=1e-5)
 
 
 @pytest.mark.parametrize("missing", ["torchmetrics", "torch_fidelity"])
@@ -111,7 +111,7 @@ def test_trouble_in_the_metrics_leaves_the_scores(tmp_path):
     checkpoint.write_bytes(b"weights")
     settings = compose("digits_ladder", *shrunk("digits_ladder"), "task.estimators=[]")
     found = scoring.score(small(), settings, BATCHES, "test", checkpoint, terminal, Broken())
-    assert found.record["quality"] is None and found.record["bound"]["images"] == 30
+    assert found.record.quality is None and found.record.bound.images == 30
     assert "Without FID and reconstruction error: out of memory" in terminal.lines
 
 
@@ -130,10 +130,10 @@ def test_fid_of_random_weights_by_the_real_network(tmp_path, monkeypatch):
     found = prepare(asked(fid_weights=str(path)), CPU, Lines())
     model = small()
     measured = found.measure(model, BATCHES, 0, lambda n: None)
-    assert measured["fid"] > 0 and measured["fid_samples"] == 30
-    assert len(measured["fid_weights"]) == 8
+    assert measured.fid > 0 and measured.fid_samples == 30
+    assert len(measured.fid_weights) == 8
     again = found.measure(model, BATCHES, 0, lambda n: None)
-    assert again["fid"] == pytest.approx(measured["fid"], rel=1e-3)
+    assert again.fid == pytest.approx(measured.fid, rel=1e-3)
     monkeypatch.setattr(model, "sample", lambda n, noise: BATCHES.first(30)[:n])
     few = EvaluationBatches(IMAGES, 16, 30)
-    assert found.measure(model, few, 0, lambda n: None)["fid"] < 0.01 * measured["fid"]
+    assert found.measure(model, few, 0, lambda n: None).fid < 0.01 * measured.fid

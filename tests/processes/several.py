@@ -12,7 +12,7 @@ import torch
 
 from datasets.loaders import Batch, EvaluationBatches
 from tests.training.test_trainer import make_trainer
-from utils.evaluation.bound import likelihood, posterior_collapse
+from utils.evaluation.bound import estimate_nll, posterior_collapse
 from utils.processes import launch
 
 STEPS, IMAGES = 5, 101
@@ -38,7 +38,7 @@ def main(file: str, passes: str, past: str) -> None:
     model = trainer.model.float()
     shard = EvaluationBatches(images, 16, 7, processes.rank, processes.world)
     report = posterior_collapse(model, shard, 0, 2, lambda count: None).report()
-    score, nll = likelihood(model, shard, "iwae", 3, 2, 0, lambda count: None)
+    score, nll = estimate_nll(model, shard, "iwae", 3, 2, 0, lambda count: None)
     figures = [report.nelbo, *report.kl, report.active_units, score.nll, score.nll_se, score.ess]
     if processes.is_main:
         found = {"weights": weights, "figures": figures, "nll": nll}

@@ -11,9 +11,11 @@ from datasets.loaders import EvaluationBatches
 from tests.conftest import compose, randomised, shrunk
 from utils.evaluation import scoring
 from utils.evaluation.collapse import THRESHOLDS
+from utils.processes.job import Job
 from utils.processes.launch import Processes
 from utils.report import collapse_page
-from utils.report.collapse_report import verdict, write_report
+from utils.report.collapse_report import write_report
+from utils.report.content import Ablation, LayerReport, ReportContent
 from utils.report.drawing import INK
 from utils.settings.build import build_model
 from utils.terminal import Terminal
@@ -57,9 +59,10 @@ def written(request, tmp_path_factory):
     model = randomised(build_model(settings), 0.05).eval()
     checkpoint = folder / "best.pth"
     checkpoint.write_bytes(b"weights")
-    batches, terminal = EvaluationBatches(IMAGES, 16, 30), Terminal(False)
-    score = scoring.score(model, settings, batches, "test", checkpoint, terminal)
-    paths = write_report(model, score, settings, batches, folder, Processes(), terminal)
+    batches = EvaluationBatches(IMAGES, 16, 30)
+    job = Job(Processes(), torch.device("cpu"), Terminal(False))
+    score = scoring.score(model, settings, batches, "test", checkpoint, job.terminal)
+    paths = write_report(model, score, settings, batches, folder, job)
     assert sorted(paths) == sorted(folder.glob("*.png"))
     content = json.loads((folder / "report.json").read_text())
     return folder, content, (folder / "report.html").read_text()
@@ -138,7 +141,8 @@ def test_the_page_says_what_was_evaluated_and_how(written):
 
 def test_a_name_is_text_and_never_markup(written):
     _, content, _ = written
-    sections = collapse_page.sections({**content, "name": "<b>x</b>"}, {})
+    named = ReportContent.model_validate({**content, "name": "<b>x</b>"})
+    sections = collapse_page.sections(named, {})
     from utils.report.page import TEMPLATE, write_page
 
     assert TEMPLATE.exists()
@@ -148,10 +152,11 @@ def test_a_name_is_text_and_never_markup(written):
     assert "<script>alert" not in text and "&lt;b&gt;" in text
 
 
-def layer(kl=1.0, active=8, units=16, lost=1.0, error=0.1, share=0.3, context=False) -> dict:
-    """What a verdict is about."""
-    row = {"layer": 3, "context": context, "kl": kl, "units": units, "active": active}
-    return {**row, "kl_share": share, "without": {"lost": lost, "lost_se": error / 1.96}}
+def layer(kl=1.0, active=8, units=16, lost=1.0, error=0.1, share=0.3, context=False) -> LayerReport:
+    """A layer with the figures that its verdict is about."""
+    without = Ablation.model_construct(lost=lost, lost_se=error / 1.96)
+    figures = {"layer": 3, "context": context, "kl": kl, "units": units, "active": active}
+    return LayerReport.model_construct(**figures, kl_share=share, without=without)
 
 
 @pytest.mark.parametrize(
@@ -174,4 +179,4 @@ def layer(kl=1.0, active=8, units=16, lost=1.0, error=0.1, share=0.3, context=Fa
     ],
 )
 def test_verdicts(row, sentence):
-    assert sentence in verdict(row)
+    assert sentence in row.verdict

@@ -20,7 +20,7 @@ from model.noise import Noise
 from tests.commands import call
 from tests.conftest import SHARED
 from utils.checkpoint import load_model
-from utils.evaluation.bound import likelihood
+from utils.evaluation.bound import estimate_nll
 from utils.runs import published
 
 CHECKPOINTS = {
@@ -176,7 +176,7 @@ def test_statistics_of_the_trained_model(references, shared_data):
 def test_published_likelihood_of_the_trained_model(references, shared_data):
     stats = json.loads((references / "mnist_dct_trained_stats.json").read_text())
     model, images = _trained(references, shared_data, 256)
-    found, _ = likelihood(
+    found, _ = estimate_nll(
         model, EvaluationBatches(images, 255, 64), "published", 16, 1, 0, lambda n: None
     )
     error = (found.nll_se**2 + stats["nll_published_se_over_images"] ** 2) ** 0.5
@@ -193,7 +193,7 @@ def test_a_published_file_is_tested_by_the_command(references, shared_data, tmp_
     model, _ = load_model(path, ["experiment=mnist_ladder"])
     raw = np.fromfile(shared_data / "MNIST/raw/t10k-images-idx3-ubyte", dtype=np.uint8)
     images = torch.from_numpy(raw[16:].reshape(-1, 1, 28, 28)[:4].copy())
-    expected, _ = likelihood(
+    expected, _ = estimate_nll(
         model, EvaluationBatches(images, 255, 4), "iwae", 2, 16, 123, lambda n: None
     )
     assert found["likelihoods"][0]["nll"] == pytest.approx(expected.nll, rel=1e-5)

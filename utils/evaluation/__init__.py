@@ -1,1 +1,1 @@
-"""What a trained model is worth: bounds, likelihoods, collapse, comparisons."""
+"""Evaluation of trained models: bounds, likelihoods, posterior collapse, comparisons."""

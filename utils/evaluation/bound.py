@@ -6,39 +6,38 @@ chunk size or the number of processes, beyond the order of floating-point sums.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
-from model.estimators import ESTIMATORS, MAX_ROWS
+from model.estimators import MAX_ROWS, Estimator, named
 from model.noise import Noise, NoisePurpose
 from utils.evaluation.collapse import Collapse, CollapseStatistics, mean_and_error
 from utils.processes import collectives
 
-IMAGES_AT_ONCE = 32  # whose samples are drawn together: a thousand each take a while
-ENOUGH_SAMPLES = 3.0  # effective ones, under which a warning goes with the figure
-MEMORY_SHARE = 0.1  # of what is free, for the rows decoded at once
-MAPS_PER_ROW = 8
+IMAGES_AT_ONCE = 32  # per call of the estimator, so that progress is shown between calls
+ENOUGH_SAMPLES = 3.0  # effective sample size under which the estimate comes with a warning
+MEMORY_SHARE = 0.1  # of the free memory, for the rows decoded at once
+MAPS_PER_ROW = 8  # feature maps of the decoder's widest state, estimated
 
 
-@dataclass(frozen=True)
-class Likelihood:
-    """−log p(x) in nats per image, with its standard error over images."""
+class NllEstimate(BaseModel, frozen=True):
+    """An estimate of −log p(x) in nats per image, with its standard error over images."""
 
     estimator: str
     num_samples: int
-    prior_samples: int | None  # diffusion paths, where the estimator draws any
+    prior_samples: int | None  # diffusion paths, if the estimator draws any
     nll: float
     nll_se: float
-    ess: float  # effective number of the num_samples weights, mean over images
+    ess: float  # effective sample size of the num_samples weights, mean over images
     images: int
 
     @property
     def warning(self) -> str | None:
-        """What to say where a few weights decide: more samples would move the figure."""
+        """A sentence for the user if few weights dominate; None if the sample size is enough."""
         if self.ess >= ENOUGH_SAMPLES:
             return None
         return (
@@ -52,55 +51,67 @@ def posterior_collapse(
     model: LadderVAE,
     batches: EvaluationBatches,
     seed: int,
-    passes: int,
+    posterior_samples: int,
     tick: Callable[[int], None],
 ) -> Collapse:
-    """Bound, KL and active units over the images of all processes."""
+    """Bound, KL and active units over the images of all processes.
+
+    tick: called with the number of images done, after each batch.
+    """
     model.eval()
     statistics = CollapseStatistics(len(batches.images))
     for batch in batches:
-        noise = (
-            Noise.keyed(batch.ids, seed, NoisePurpose.POSTERIOR, index) for index in range(passes)
+        draws = (
+            Noise.keyed(batch.ids, seed, NoisePurpose.POSTERIOR, index)
+            for index in range(posterior_samples)
         )
-        statistics.update(batch.ids, (model(batch.x, noise=one) for one in noise))
+        statistics.update(batch.ids, (model(batch.x, noise=noise) for noise in draws))
         tick(len(batch.ids))
     return statistics.finish()
 
 
 @torch.no_grad()
-def likelihood(
+def estimate_nll(
     model: LadderVAE,
     batches: EvaluationBatches,
-    estimator: str,
+    estimator: str | Estimator,
     num_samples: int,
     prior_samples: int,
     seed: int,
     tick: Callable[[int], None],
-) -> tuple[Likelihood, Tensor]:
-    """log p(x) with num_samples importance samples over the images of all processes.
+) -> tuple[NllEstimate, Tensor]:
+    """−log p(x) with num_samples importance samples over the images of all processes.
 
     Returns the averages, and every image's −log p(x): (N,) nats, float64.
     """
     model.eval()
-    places, found, rows = [], [], None
+    all_ids, per_image, rows = [], [], None
     for batch in batches:
         rows = rows or rows_that_fit(model, batch.x[:1])
-        pieces = zip(batch.x.split(IMAGES_AT_ONCE), batch.ids.split(IMAGES_AT_ONCE), strict=True)
-        for x, ids in pieces:
+        chunks = zip(batch.x.split(IMAGES_AT_ONCE), batch.ids.split(IMAGES_AT_ONCE), strict=True)
+        for x, ids in chunks:
             noise = Noise.keyed(ids, seed, NoisePurpose.LIKELIHOOD)
             log_p, ess = model.estimate(x, num_samples, estimator, noise, prior_samples, rows)
-            places.append(ids.cpu())
-            found.append(torch.stack([-log_p.cpu().double(), ess.cpu().double()], 1))
+            all_ids.append(ids.cpu())
+            per_image.append(torch.stack([-log_p.cpu().double(), ess.cpu().double()], 1))
             tick(len(ids))
-    nll, ess = collectives.by_image(places, found, len(batches.images)).unbind(1)
-    uses_paths = ESTIMATORS[estimator].uses_prior_paths and model.uses_paths
-    paths = prior_samples if uses_paths else None
-    averages = (*mean_and_error(nll), ess.mean().item())
-    return Likelihood(estimator, num_samples, paths, *averages, len(nll)), nll
+    nll, ess = collectives.by_image(all_ids, per_image, len(batches.images)).unbind(1)
+    mean, error = mean_and_error(nll)
+    uses_paths = named(estimator).uses_prior_paths and model.uses_paths
+    estimate = NllEstimate(
+        estimator=named(estimator).name,
+        num_samples=num_samples,
+        prior_samples=prior_samples if uses_paths else None,
+        nll=mean,
+        nll_se=error,
+        ess=ess.mean().item(),
+        images=len(nll),
+    )
+    return estimate, nll
 
 
-def rows_that_fit(model: LadderVAE, x: torch.Tensor) -> int:
-    """Samples × images to decode at once, given one image: what memory allows, at most MAX_ROWS.
+def rows_that_fit(model: LadderVAE, x: Tensor) -> int:
+    """Samples × images to decode at once, given one image: as memory allows, at most MAX_ROWS.
 
     A row holds the encoder's features and a few maps of the decoder's widest state.
     """
@@ -111,7 +122,7 @@ def rows_that_fit(model: LadderVAE, x: torch.Tensor) -> int:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Bytes that can be had on the device."""
+    """Free memory of the device in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

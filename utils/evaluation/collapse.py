@@ -1,15 +1,17 @@
-"""Posterior collapse: KL per layer and per unit, active units, collapsed units; over a whole split.
+"""Posterior collapse over a whole split: KL per layer and unit, active units, collapsed units.
 
-KL per layer: E_x KL(q(z_l | z_{>l}, x) ‖ p(z_l | z_{>l})), averaged over the passes of each image.
+KL per layer: E_x KL(q(z_l | z_{>l}, x) ‖ p(z_l | z_{>l})), averaged over each image's posterior
+samples.
 
 Active units (Burda, Grosse & Salakhutdinov 2016): the share of latent elements whose posterior mean
 varies with the image, Var_x(E_q[z | x]) > 0.01. In a hierarchy E_q[z_l | x] is also over the layers
-above. The variance of one ancestral pass's means would add what those layers' samples contribute,
-and call a collapsed child of a noisy parent active. With M independent passes per image,
-    Var_x(average over passes) − E_x(variance between passes)/M = Var_x(E_q[z_l | x])
-without bias; for M = 2 it estimates the covariance of the passes' means. Its standard error for a
-collapsed unit whose mean has variance 1 is sqrt(2/(N·M(M − 1))): `passes_for` keeps that well under
-the threshold, or chance would call such units active.
+above. The variance of the means from one ancestral sample per image would include the variance of
+those layers' samples, and count a collapsed child of a noisy parent as active. With M independent
+posterior samples per image,
+    Var_x(average over samples) − E_x(variance between samples)/M = Var_x(E_q[z_l | x])
+without bias; for M = 2 it estimates the covariance of the two samples' means. For a collapsed unit
+whose mean has variance 1 its standard error is sqrt(2/(N·M(M − 1))): `posterior_samples_for` keeps
+it well under the threshold, so that such units are not counted as active by chance.
 
 (ε, δ)-collapse (Lucas, Tucker, Grosse & Norouzi 2019): a unit is collapsed where its KL is under ε
 for at least 1 − δ of the images.
@@ -20,31 +22,31 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from model.ladder_vae import LadderOutput
 from utils.processes import collectives
 
 ACTIVE_THRESHOLD = 0.01
-THRESHOLDS = tuple(10.0 ** (k / 8) for k in range(-40, 9))  # 1e-5 … 10, of the active-unit curve
+THRESHOLDS = tuple(10.0 ** (k / 8) for k in range(-40, 9))  # 1e-5 … 10, for active units
 EPSILONS = tuple(10.0 ** (k / 4) for k in range(-16, 5))  # 1e-4 … 10 nats
-EPSILON, DELTA = 0.01, 0.01  # of the share named in tables
-Z_95 = 1.959964  # standard errors to each side of a 95 % interval
-MOMENTS = 8  # sums behind a unit's variance and its error
+EPSILON, DELTA = 0.01, 0.01  # of the collapsed units in tables
+Z_95 = 1.959964  # half-width of a 95 % interval in standard errors
+MOMENTS = 8  # sums from which a unit's variance and its standard error follow
 
 
-def passes_for(images: int) -> int:
-    """Passes per image with which chance stays under a quarter of the threshold."""
+def posterior_samples_for(images: int) -> int:
+    """Posterior samples per image that keep the standard error under a quarter of the threshold."""
     pairs = 2.0 / (images * (ACTIVE_THRESHOLD / 4.0) ** 2)  # M(M − 1)
     return max(2, math.ceil(0.5 + math.sqrt(0.25 + pairs)))
 
 
-@dataclass(frozen=True)
-class CollapseReport:
-    """Means over all images; layers from the top."""
+class CollapseReport(BaseModel, frozen=True, populate_by_name=True):
+    """Means over all images; lists are per layer from the top."""
 
     images: int
-    passes: int  # posterior passes per image
+    posterior_samples: int = Field(alias="passes")  # per image; the files' key is `passes`
     reconstruction: float  # nats per image
     nelbo: float  # nats per image
     nelbo_se: float  # standard error over images
@@ -59,8 +61,8 @@ class CollapseReport:
     @property
     def kl_share(self) -> list[float]:
         """Each layer's share of the KL."""
-        whole = sum(self.kl)
-        return [kl / whole if whole else 0.0 for kl in self.kl]
+        total = sum(self.kl)
+        return [kl / total if total else 0.0 for kl in self.kl]
 
     @property
     def active_units(self) -> float:
@@ -70,8 +72,8 @@ class CollapseReport:
     @property
     def active_units_interval(self) -> tuple[float, float]:
         """A conservative 95 % interval of `active_units`."""
-        whole = sum(self.elements)
-        return sum(self.active_low) / whole, sum(self.active_high) / whole
+        total = sum(self.elements)
+        return sum(self.active_low) / total, sum(self.active_high) / total
 
     @property
     def active_per_layer(self) -> list[float]:
@@ -80,39 +82,39 @@ class CollapseReport:
 
 
 @dataclass(frozen=True)
-class Units:
-    """A layer's latent elements, each figure (elements,) float64 over all images."""
+class LatentUnits:
+    """Statistics of a layer's latent elements over all images: (elements,) float64 each."""
 
     shape: tuple[int, ...]  # (w, h, h)
     kl: Tensor  # nats, mean
     mean: Tensor  # E_x E_q[z | x]
     variance: Tensor  # Var_x(E_q[z | x]), unbiased: may be negative
     variance_se: Tensor  # standard error over images
-    quiet: Tensor  # (len(EPSILONS), elements): share of images whose KL is under ε
+    share_below_epsilon: Tensor  # (len(EPSILONS), elements): share of images with KL < ε
 
     def active(self, threshold: float = ACTIVE_THRESHOLD) -> tuple[int, int, int]:
-        """Units over the threshold: how many, for certain, and at most.
+        """The number of units over the threshold, and a lower and an upper bound on it.
 
-        Between the last two lie the units whose own 95 % interval holds the threshold: an interval
-        for the count that is on the safe side.
+        A unit whose own 95 % interval contains the threshold counts in the upper bound and not in
+        the lower: a conservative interval for the number.
         """
         margin = Z_95 * self.variance_se
         bounds = (self.variance, self.variance - margin, self.variance + margin)
         return tuple(int((values > threshold).sum()) for values in bounds)
 
     def collapsed(self, epsilon: int, delta: float = DELTA) -> int:
-        """How many have a KL under EPSILONS[epsilon] for at least 1 − delta of the images."""
-        return int((self.quiet[epsilon] >= 1.0 - delta).sum())
+        """The number of units with KL < EPSILONS[epsilon] for at least 1 − delta of the images."""
+        return int((self.share_below_epsilon[epsilon] >= 1.0 - delta).sum())
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """What the statistics found: per image (N,), float64 on the CPU, and per unit."""
+    """A split's statistics per image, float64 on the CPU, and per unit."""
 
-    passes: int
+    posterior_samples: int  # per image
     reconstruction: Tensor  # (N,) nats
     kl: Tensor  # (N, L) nats
-    layers: list[Units]
+    layers: list[LatentUnits]
 
     @property
     def nelbo(self) -> Tensor:
@@ -120,18 +122,18 @@ class Collapse:
         return self.reconstruction + self.kl.sum(1)
 
     def log_variances(self) -> dict[int, list[float]]:
-        """log Var_x(E_q[z | x]) of the active units, by layer; layers without any left out."""
+        """log Var_x(E_q[z | x]) of the active units by layer, for the layers that have any."""
         active = [units.variance[units.variance > ACTIVE_THRESHOLD] for units in self.layers]
         return {layer: v.log().tolist() for layer, v in enumerate(active) if len(v)}
 
     def report(self) -> CollapseReport:
-        """The means, and counts of units."""
+        """Means over the images, and numbers of active and collapsed units."""
         nelbo, nelbo_se = mean_and_error(self.nelbo)
         active, low, high = zip(*(units.active() for units in self.layers), strict=True)
         epsilon = EPSILONS.index(EPSILON)
         return CollapseReport(
             images=len(self.kl),
-            passes=self.passes,
+            posterior_samples=self.posterior_samples,
             reconstruction=self.reconstruction.mean().item(),
             nelbo=nelbo,
             nelbo_se=nelbo_se,
@@ -146,65 +148,65 @@ class Collapse:
 
 
 class CollapseStatistics:
-    """Sums over the images of a split, in float64; they add up over processes.
+    """Sums over the images of a split, in float64; sums of several processes are added.
 
-    images: how many the split has, over all processes.
+    images: the number of images of the split, over all processes.
     """
 
     def __init__(self, images: int):
-        self.images, self.passes = images, 0
+        self.images, self.posterior_samples = images, 0
         self.ids: list[Tensor] = []
         self.per_image: list[Tensor] = []  # (B, 1 + L): reconstruction, kl…
         self.shapes: list[tuple[int, ...]] = []
         self.sums: list[Tensor] = []  # per layer, (MOMENTS + 1 + len(EPSILONS), elements)
 
-    def update(self, ids: Tensor, passes: Iterable[LadderOutput]) -> None:
-        """Add a batch, given two or more independent posterior passes of it; ids (B,).
+    def update(self, ids: Tensor, samples: Iterable[LadderOutput]) -> None:
+        """Add a batch, given two or more independent posterior samples of it; ids (B,).
 
-        One pass is held at a time: together, those of a wide model would fill the memory.
+        One sample is held at a time: together, those of a wide model would fill the memory.
         """
         rows, layers = 0.0, []
-        for one in passes:
-            rows = rows + _precise(torch.cat([one.reconstruction[:, None], one.kl], 1))
-            layers = layers or [_OverPasses() for _ in one.latents]
-            for layer, latent in zip(layers, one.latents, strict=True):
+        for output in samples:
+            rows = rows + _precise(torch.cat([output.reconstruction[:, None], output.kl], 1))
+            layers = layers or [_SampleMoments() for _ in output.latents]
+            for layer, latent in zip(layers, output.latents, strict=True):
                 layer.add(_precise(latent.q.mean.flatten(1)), _precise(latent.kl.flatten(1)))
-            shapes = [tuple(latent.q.mean.shape[1:]) for latent in one.latents]
-        self.passes, self.shapes = layers[0].count, shapes
+            self.shapes = [tuple(latent.q.mean.shape[1:]) for latent in output.latents]
+        self.posterior_samples = layers[0].count
         self.ids.append(ids.cpu())
-        self.per_image.append((rows / self.passes).cpu())
+        self.per_image.append((rows / self.posterior_samples).cpu())
         sums = [layer.sums() for layer in layers]
         old = self.sums or [torch.zeros_like(new) for new in sums]
         self.sums = [a + b for a, b in zip(old, sums, strict=True)]
 
     def finish(self) -> Collapse:
-        """What was found over everything added, on all processes. Call it on every process."""
+        """The statistics of all batches of all processes. Collective: call it on every process."""
         per_image = collectives.by_image(self.ids, self.per_image, self.images)
         layers = []
         for shape, sums in zip(self.shapes, self.sums, strict=True):
             averages = collectives.total(sums).cpu() / self.images
             variance, error = _variance(averages[:MOMENTS], self.images)
             layers.append(
-                Units(
+                LatentUnits(
                     shape=shape,
                     kl=averages[MOMENTS],
                     mean=averages[0],
                     variance=variance,
                     variance_se=error,
-                    quiet=averages[MOMENTS + 1 :],
+                    share_below_epsilon=averages[MOMENTS + 1 :],
                 )
             )
-        return Collapse(self.passes, per_image[:, 0], per_image[:, 1:], layers)
+        return Collapse(self.posterior_samples, per_image[:, 0], per_image[:, 1:], layers)
 
 
-class _OverPasses:
-    """What passes of one batch say of a layer: running means and deviations (Welford 1962)."""
+class _SampleMoments:
+    """A layer's running mean and variance over posterior samples of a batch (Welford 1962)."""
 
     def __init__(self):
         self.count = 0
 
     def add(self, mean: Tensor, kl: Tensor) -> None:
-        """The posterior's mean and KL of each image and element, (B, elements), in one pass."""
+        """Add one sample's posterior mean and KL of each image and element: (B, elements)."""
         self.count += 1
         if self.count == 1:
             self.mean, self.kl, self.squares = mean.clone(), kl.clone(), torch.zeros_like(mean)
@@ -229,7 +231,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 
 def _moments(mean: Tensor, error: Tensor) -> list[Tensor]:
-    """Sums over a batch of what `_variance` needs; mean, error (B, elements)."""
+    """Sums over a batch of the moments that `_variance` needs; mean, error (B, elements)."""
     square = mean.square()
     powers = (mean, square, square * mean, square.square(), error)
     crossed = (error.square(), mean * error, square * error)
@@ -251,5 +253,5 @@ def _variance(averages: Tensor, images: int) -> tuple[Tensor, Tensor]:
 
 
 def _precise(values: Tensor) -> Tensor:
-    """In float64, on the CPU where the accelerator has none."""
+    """In float64; on the CPU where the accelerator has no float64 (MPS)."""
     return values.cpu().double() if values.device.type == "mps" else values.double()

@@ -1,4 +1,4 @@
-"""What the layers know about the image: interventions, mutual information, aggregate posteriors."""
+"""Information of the layers about the image: interventions, mutual information, aggregates."""
 
 import math
 from collections.abc import Callable
@@ -13,27 +13,29 @@ from model.distributions import sum_per_image
 from model.estimators import repeat_rows
 from model.latent import Latent
 from model.noise import Noise, NoisePurpose
+from model.output import LadderOutput
 from utils.evaluation.bound import rows_that_fit
 from utils.evaluation.collapse import mean_and_error
 from utils.processes import collectives
 
-BINS = 32  # of histograms, at most: a context of fewer levels has one for each
-RESIDUALS = 4.0  # where histograms of standardised latents end
+BINS = 32  # of histograms, at most: a context of fewer levels has one bin per level
+RESIDUALS = 4.0  # histograms of standardised latents span [−4, 4]
+SATURATION = 0.1  # nats below log N from which information says only that the images differ
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """The images' bound with some layers' latents drawn from their priors: (N,) nats, float64."""
+    """The bound with some layers drawn from their priors; tensors (N,) nats, float64."""
 
-    kept: tuple[bool, ...]  # the layers inferred from the image, from the top
+    kept: tuple[bool, ...]  # per layer from the top: whether it is inferred from the image
     reconstruction: Tensor
     nelbo: Tensor  # reconstruction + KL of the layers kept: a bound on −log p(x)
 
 
-def plans(layers: int) -> list[tuple[bool, ...]]:
-    """Which layers to keep: the top 0, 1, … all of them; then all but one, from the top.
+def layer_masks(layers: int) -> list[tuple[bool, ...]]:
+    """The layers to keep in each intervention: the top 0, 1, …, all; then all but one.
 
-    All but the lowest is there once: it is also the top layers − 1.
+    All but the lowest appears once, as the top layers − 1.
     """
     top = [tuple(layer < k for layer in range(layers)) for k in range(layers + 1)]
     without = [tuple(layer != one for layer in range(layers)) for one in range(layers - 1)]
@@ -44,61 +46,65 @@ def plans(layers: int) -> list[tuple[bool, ...]]:
 def interventions(
     model: LadderVAE, batches: EvaluationBatches, seed: int, tick: Callable[[int], None]
 ) -> dict[tuple[bool, ...], Intervention]:
-    """Every plan's bound over the images of all processes, by plan; the same noise in each.
+    """The bound under every mask of `layer_masks`, over the images of all processes.
 
-    With importance samples instead of one, every plan would come closer to the same log p(x), and
-    the difference would measure K. One sample measures what the posterior does without the layer.
+    All masks share the same noise. One sample per image is used: with more importance samples every
+    bound would approach the same log p(x), and the difference would measure K, not the layer.
     """
     model.eval()
-    wanted = plans(model.num_latents)
-    places, found = [], []
+    masks = layer_masks(model.num_latents)
+    ids, bounds = [], []
     for batch in batches:
-        rows = []
-        for kept in wanted:
+        by_mask = []
+        for kept in masks:
             noise = Noise.keyed(batch.ids, seed, NoisePurpose.INTERVENTION)
-            out = model.infer(batch.x, kept, noise=noise)
-            reconstruction = out.reconstruction.double()
-            rows.append(torch.stack([reconstruction, reconstruction + out.kl.double().sum(1)], 1))
-        places.append(batch.ids.cpu())
-        found.append(torch.stack(rows, 1).cpu())  # (B, plans, 2)
+            by_mask.append(_bound(model.infer(batch.x, kept, noise=noise)))
+        ids.append(batch.ids.cpu())
+        bounds.append(torch.stack(by_mask, 1).cpu())  # (B, masks, 2)
         tick(len(batch.ids))
-    table = collectives.by_image(places, found, len(batches.images))
+    table = collectives.by_image(ids, bounds, len(batches.images))  # (N, masks, 2)
     return {
-        kept: Intervention(kept, *table[:, index].unbind(1)) for index, kept in enumerate(wanted)
+        kept: Intervention(kept, *table[:, index].unbind(1)) for index, kept in enumerate(masks)
     }
+
+
+def _bound(output: LadderOutput) -> Tensor:
+    """(B, 2) float64: reconstruction, and reconstruction + KL, in nats."""
+    reconstruction = output.reconstruction.double()
+    return torch.stack([reconstruction, reconstruction + output.kl.double().sum(1)], 1)
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Shares of a layer's values and of its prior's in bins between `edges`."""
+    """Histograms of a layer's aggregate posterior and of its prior: shares per bin."""
 
     edges: list[float]
     posterior: list[float]
     prior: list[float]
-    standardised: bool  # values are (z − E_p z)/σ_p, whose prior is N(0, 1)
+    standardised: bool  # of (z − E_p z)/σ_p, whose prior is N(0, 1)
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """The posterior averaged over a number of images, per layer from the top; (mean, error)s.
+    """The aggregate posterior over some images, per layer from the top: (mean, standard error).
 
     E_x KL(q(z | x) ‖ p(z)) = I_q(x; z) + KL(E_x q(z | x) ‖ p(z)) (Hoffman & Johnson 2016).
     """
 
     images: int
     information: list[tuple[float, float]]  # I_q(x; z_top … z_l) nats: the layer and those above
-    added: list[tuple[float, float]]  # I_q(x; z_l | z_{>l}) nats: what the layer adds to it
-    residual: list[tuple[float, float] | None]  # E of ((z − E_p z)/σ_p)², 1 where q is p on average
+    added: list[tuple[float, float]]  # I_q(x; z_l | z_{>l}) nats: the layer's own contribution
+    residual: list[tuple[float, float] | None]  # E[((z − E_p z)/σ_p)²]: 1 if q equals p on average
     histograms: list[Histogram]
 
     @property
     def ceiling(self) -> float:
-        """log N nats: as much as telling N images apart can take."""
+        """log N nats: the information that identifies one of N images, an upper limit."""
         return math.log(self.images)
 
     def saturated(self, layer: int) -> bool:
-        """Whether the layers down to this one tell (nearly) all of the images apart."""
-        return self.information[layer][0] > self.ceiling - 0.1
+        """Whether the layers down to this one (nearly) identify every image."""
+        return self.information[layer][0] > self.ceiling - SATURATION
 
 
 @torch.no_grad()
@@ -108,9 +114,9 @@ def aggregate_posterior(
     """Mutual information of each layer and the images x (N, C, H, W), and aggregate posteriors.
 
     With x uniform on the N images, I_q(x; z) = E log q(z | x) / (1/N Σ_j q(z | x_j)) needs no
-    bound: all N² densities are computed. It is at most log N, and what it says beyond is only that
-    the layer tells these images apart. Errors are over the images' draws of z. A context with a
-    posterior variance counts its information given its dither.
+    bound: all N² densities are computed. It is at most log N; near that it says only that the
+    images are identified. Standard errors are over the images, one draw of z each. The information
+    of a context with a posterior variance is conditional on its dither.
     """
     model.eval()
     noise = Noise.keyed(torch.arange(len(x), device=x.device), seed, NoisePurpose.AGGREGATE)
@@ -119,10 +125,10 @@ def aggregate_posterior(
     own = total.diagonal(dim1=1, dim2=2)
     information = own - total.logsumexp(2) + math.log(len(x))  # (L, N)
     added = information.diff(dim=0, prepend=torch.zeros_like(information[:1]))
-    drawn = Noise.keyed(torch.arange(len(x), device=x.device), seed, NoisePurpose.PRIOR)
-    top = [latent.z for latent in model.decoder.sample_top(len(x), drawn, 1.0)]
+    prior_noise = Noise.keyed(torch.arange(len(x), device=x.device), seed, NoisePurpose.PRIOR)
+    top = [latent.z for latent in model.decoder.sample_top(len(x), prior_noise, 1.0)]
     samples = [*top, *(None for _ in latents[len(top) :])]
-    pairs = [_against_prior(*pair, drawn) for pair in zip(latents, samples, strict=True)]
+    pairs = [_against_prior(*pair, prior_noise) for pair in zip(latents, samples, strict=True)]
     return Aggregate(
         images=len(x),
         information=[mean_and_error(row) for row in information],
@@ -137,34 +143,31 @@ def _log_densities(
 ) -> Tensor:
     """log q(z_l of image i | z_{>l} of image i, x_j): (L, N, N) [l, i, j], float64."""
     n, tops = len(x), model.decoder.num_top
-    values, features = [latent.z for latent in latents], model.encode(x)
-    found = torch.zeros(len(latents), n, n, dtype=torch.float64)
-    at_once = max(1, rows_that_fit(model, x[:1]) // n)
-    for chosen in torch.arange(n, device=x.device).split(at_once):
-        count = len(chosen)
-        mine = [z[chosen].repeat_interleave(n, 0) for z in values]
-        for layer, latent in enumerate(latents[:tops]):
-            found[layer, chosen.cpu()] = (
-                torch.stack(
-                    [sum_per_image(latent.q.log_prob(latent.z[[i]])) for i in chosen.tolist()]
-                )
-                .cpu()
-                .double()
-            )
-        seen, _ = model.decoder.top_down(
-            count * n, mine[:tops], repeat_rows(features, count), mine[tops:], noise
+    features, blocks = model.encode(x), []
+    images_at_once = max(1, rows_that_fit(model, x[:1]) // n)
+    for i in torch.arange(n, device=x.device).split(images_at_once):
+        count = len(i)
+        z = [latent.z[i].repeat_interleave(n, 0) for latent in latents]  # (count·N, w, h, h)
+        densities = [_of_every_image(latent, i) for latent in latents[:tops]]
+        inferred, _ = model.decoder.top_down(
+            count * n, z[:tops], repeat_rows(features, count), z[tops:], noise
         )
-        for layer, latent in enumerate(seen, tops):
-            densities = sum_per_image(latent.q.log_prob(latent.z)).view(count, n)
-            found[layer, chosen.cpu()] = densities.cpu().double()
+        for latent in inferred:
+            densities.append(sum_per_image(latent.q.log_prob(latent.z)).view(count, n))
+        blocks.append(torch.stack([density.cpu().double() for density in densities]))
         tick(count)
-    return found
+    return torch.cat(blocks, 1)
+
+
+def _of_every_image(latent: Latent, i: Tensor) -> Tensor:
+    """log q(z of each image in i | x_j) of a top latent, for every image j: (len(i), N)."""
+    return torch.stack([sum_per_image(latent.q.log_prob(latent.z[one])) for one in i.split(1)])
 
 
 def _against_prior(
     latent: Latent, samples: Tensor | None, noise: Noise
 ) -> tuple[tuple[float, float] | None, Histogram]:
-    """The layer's mean squared residual, and its values' histogram beside its prior's."""
+    """The layer's mean squared residual, and the histograms of its values and of its prior."""
     residuals = latent.p.residuals(latent.z)
     if residuals is not None:
         residuals = residuals.double().flatten(1).cpu()
@@ -182,6 +185,6 @@ def _against_prior(
 
 
 def _shares(values: Tensor, edges: Tensor) -> list[float]:
-    """Shares of the values in each bin; those beyond the edges are in none."""
+    """The share of the values in each bin; values beyond the edges are in none."""
     counts, _ = torch.histogram(values.flatten().contiguous(), edges)
     return (counts / values.numel()).tolist()

@@ -1,7 +1,7 @@
-"""How images look: FID of samples (Heusel et al. 2017) and the error of reconstructions.
+"""Image quality: FID of samples (Heusel et al. 2017) and the error of reconstructions.
 
-Both by torchmetrics, and only where train.compute_fid asks for them: FID needs the weights of an
-Inception network, which are looked for before a run starts, so that a long one does not end on it.
+Both are computed by torchmetrics if train.compute_fid is set. FID needs the weights of an Inception
+network; they are looked up before a run starts, so that a long run does not fail at its end.
 """
 
 import logging
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from datasets.loaders import EvaluationBatches
@@ -22,16 +23,30 @@ from utils.terminal import Terminal
 log = logging.getLogger("ladder_vae")
 
 INSTALL = "pip install -e '.[quality]'"
-DIGEST = "6726825d"  # how the SHA-256 of the published weights begins; it is in their name
+DIGEST = "6726825d"  # first digits of the published weights' SHA-256, also part of their file name
 PIXELS = 255.0
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class ImageQuality(BaseModel, frozen=True):
+    """Reconstruction error on pixels in 0 … 1, and FID if its weights were available."""
+
+    reconstruction_mse: float
+    reconstruction_psnr: float  # dB
+    fid: float | None = Field(None, exclude_if=_is_none)
+    fid_samples: int | None = Field(None, exclude_if=_is_none)
+    fid_weights: str | None = Field(None, exclude_if=_is_none)  # first digits of their SHA-256
+
+
 @dataclass(frozen=True)
-class Quality:
-    """The metrics, ready to use; fid is None where its weights are not to be had."""
+class QualityMetrics:
+    """The metrics, ready to use; fid is None if its weights are not available."""
 
     fid: nn.Module | None
-    weights: str | None  # the first digits of their SHA-256
+    weights: str | None  # first digits of their SHA-256
     mse: nn.Module
     psnr: nn.Module
 
@@ -42,10 +57,11 @@ class Quality:
         batches: EvaluationBatches,
         seed: int,
         tick: Callable[[int], None],
-    ) -> dict:
-        """Over the images of all processes: each reconstructed, and one sample for each.
+    ) -> ImageQuality:
+        """Quality of every image's reconstruction and of as many samples, over all processes.
 
-        Reconstructions are means of p(x | z), on 0 … 1; FID depends on the number of samples.
+        Reconstructions are means of p(x | z), scaled to 0 … 1; FID depends on the number of
+        samples.
         """
         for metric in (self.fid, self.mse, self.psnr):
             if metric is not None:
@@ -59,20 +75,24 @@ class Quality:
                 self.fid.update(_pixels(batch.x), real=True)
                 self.fid.update(_pixels(model.sample(len(batch.ids), noise=noise)), real=False)
             tick(len(batch.ids))
+        mse, psnr = float(self.mse.compute()), float(self.psnr.compute())
         count = len(batches.images)
-        found = {"reconstruction_mse": float(self.mse.compute())}
-        found["reconstruction_psnr"] = float(self.psnr.compute())
-        if self.fid is not None and count > 1:
-            found["fid"] = float(self.fid.compute())
-            found |= {"fid_samples": count, "fid_weights": self.weights}
-        return found
+        if self.fid is None or count < 2:
+            return ImageQuality(reconstruction_mse=mse, reconstruction_psnr=psnr)
+        return ImageQuality(
+            reconstruction_mse=mse,
+            reconstruction_psnr=psnr,
+            fid=float(self.fid.compute()),
+            fid_samples=count,
+            fid_weights=self.weights,
+        )
 
 
-def prepare(train: dict, device: torch.device, terminal: Terminal) -> Quality | None:
-    """The metrics that train.compute_fid asks for; says what is missing, and goes on without it.
+def prepare(train: dict, device: torch.device, terminal: Terminal) -> QualityMetrics | None:
+    """The metrics if train.compute_fid is set; reports what is missing and continues without it.
 
     Raises:
-        ValueError: if train.fid_weights names a file that holds no such weights.
+        ValueError: if train.fid_weights names a file that does not hold these weights.
     """
     if not train["compute_fid"]:
         return None
@@ -83,7 +103,7 @@ def prepare(train: dict, device: torch.device, terminal: Terminal) -> Quality | 
         terminal.line(f"Without FID and reconstruction error: {error.name} is missing; {INSTALL}.")
         return None
     fid = weights = None
-    path = _weights(train["fid_weights"], terminal)
+    path = _inception_weights(train["fid_weights"], terminal)
     if path is not None:
         try:
             fid = FrechetInceptionDistance(feature_extractor_weights_path=str(path)).to(device)
@@ -94,21 +114,21 @@ def prepare(train: dict, device: torch.device, terminal: Terminal) -> Quality | 
             ) from error
         weights = file_digest(path)[:8]
     mse, psnr = MeanSquaredError().to(device), PeakSignalNoiseRatio(data_range=1.0).to(device)
-    return Quality(fid, weights, mse, psnr)
+    return QualityMetrics(fid, weights, mse, psnr)
 
 
-def _weights(wanted: str | None, terminal: Terminal) -> Path | None:
-    """The file of the Inception network's weights: the one named, else PyTorch's copy, fetched.
+def _inception_weights(named: str | None, terminal: Terminal) -> Path | None:
+    """The file of the Inception network's weights: the named one, else PyTorch's, downloaded.
 
-    It is read here first, as tensors and nothing else: torch-fidelity would run what is in it.
+    It is read here first, as tensors only: torch-fidelity would execute code in its pickle.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     except ImportError as error:
         terminal.line(f"Without FID: {error.name} is missing; {INSTALL}.")
         return None
-    if wanted is not None:
-        path = Path(wanted).expanduser()
+    if named is not None:
+        path = Path(named).expanduser()
         read(path, setting="train.fid_weights")
         return path
     path = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rpartition("/")[2])

@@ -1,10 +1,11 @@
-"""The score of a trained model on a split, as a record of every figure."""
+"""The score of a trained model on a split: bound, collapse, log-likelihoods, image quality."""
 
 import logging
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,17 @@ from torch import Tensor
 from datasets.fingerprint import images_digest
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
-from model.objective import bits_per_dim
-from utils.evaluation.bound import likelihood, posterior_collapse
-from utils.evaluation.collapse import THRESHOLDS, Collapse, CollapseReport, passes_for
-from utils.evaluation.quality import Quality
+from model.estimators import Estimator, named
+from utils.evaluation.bound import NllEstimate, estimate_nll, posterior_collapse
+from utils.evaluation.collapse import THRESHOLDS, Collapse, posterior_samples_for
+from utils.evaluation.metrics import Metrics, layer_values
+from utils.evaluation.quality import ImageQuality, QualityMetrics
+from utils.evaluation.record import ScoreRecord
 from utils.files import file_digest
+from utils.settings.build import build_own
 from utils.settings.identity import without_secrets
-from utils.terminal import Terminal
+from utils.settings.schema import Settings
+from utils.terminal import Terminal, one_line
 from utils.version import code_version
 
 log = logging.getLogger("ladder_vae")
@@ -33,11 +38,13 @@ PROTOCOL = {
 
 @dataclass(frozen=True)
 class Score:
-    """A model on a split: the record as plain containers, and what it averages."""
+    """A model on a split: the record, and the per-image figures that it averages."""
 
-    record: dict
+    record: ScoreRecord
     collapse: Collapse
     nll: dict[str, Tensor]  # by estimator: −log p(x) of every image, (N,) nats
+    metrics: Metrics  # a user's own, whose values the record has
+    estimators: Mapping[str, Estimator]  # those of the record
 
     @property
     def per_image(self) -> dict[str, np.ndarray]:
@@ -51,89 +58,96 @@ class Score:
 
 def score(
     model: LadderVAE,
-    settings: dict,
+    settings: Settings,
     batches: EvaluationBatches,
     split: str,
     checkpoint: Path,
     terminal: Terminal,
-    quality: Quality | None = None,
+    quality: QualityMetrics | None = None,
 ) -> Score:
     """Bound, KL per layer, active units and log-likelihoods over the images of all processes.
 
-    checkpoint: the file that the model came from, named in the record. quality: what measures FID
-    and the error of reconstructions; what goes wrong there is told and costs nothing else.
+    Estimators are those of task.estimators; collapse metrics of a user's own are those of
+    `settings.metrics`. checkpoint: the model's file, named in the record. quality: measures FID and
+    the error of reconstructions, if given.
     """
-    began, seed = time.monotonic(), settings["train"]["seed"]
-    samples, paths = settings["model"]["is_k"], settings["model"]["is_k_prior"]
+    start, seed = time.monotonic(), settings.train.seed
+    metrics, own = build_own(settings, "metrics"), build_own(settings, "estimators")
+    estimators = {name: own.get(name) or named(name) for name in settings.task.estimators}
     with terminal.bar(f"{split}: bound", len(batches.ids)) as bar:
-        passes = passes_for(len(batches.images))
-        collapse = posterior_collapse(model, batches, seed, passes, bar.count)
-    likelihoods, nll = [], {}
-    for estimator in settings["task"]["estimators"]:
-        with terminal.bar(f"{split}: {estimator}, K = {samples}", len(batches.ids)) as bar:
-            found, nll[estimator] = likelihood(
-                model, batches, estimator, samples, paths, seed, bar.count
-            )
-            likelihoods.append(asdict(found))
-        if found.warning:
-            terminal.line(f"Note: {found.warning}.")
-    looks = None
-    if quality is not None:
-        try:
-            with terminal.bar(f"{split}: FID, reconstructions", len(batches.ids)) as bar:
-                looks = quality.measure(model, batches, seed, bar.count)
-        except Exception as error:
-            log.exception("FID and reconstruction error")
-            terminal.line(f"Without FID and reconstruction error: {str(error).splitlines()[0]}")
-    record = {
-        "name": settings["name"],
-        "seed": seed,
-        "code": code_version(),
-        "parameters": parameter_counts(model),
-        "checkpoint": os.path.relpath(checkpoint),
-        "checkpoint_digest": file_digest(checkpoint),
-        "dataset": settings["dataset"]["name"],
-        "split": split,
-        "images_digest": images_digest(batches.images),
-        "protocol": PROTOCOL[settings["model"]["likelihood"]],
-        "dims": math.prod(model.image_shape),
-        "context": model.decoder.num_top == 1,
-        "bound": asdict(collapse.report()),
-        "active_by_threshold": [
+        samples = posterior_samples_for(len(batches.images))
+        collapse = posterior_collapse(model, batches, seed, samples, bar.count)
+    estimates, nll = _estimate_all(model, settings, estimators, batches, split, terminal)
+    record = ScoreRecord(
+        name=settings.name,
+        seed=seed,
+        code=code_version(),
+        parameters=parameter_counts(model),
+        checkpoint=os.path.relpath(checkpoint),
+        checkpoint_digest=file_digest(checkpoint),
+        dataset=settings.dataset.name,
+        split=split,
+        images_digest=images_digest(batches.images),
+        protocol=PROTOCOL[settings.model.likelihood],
+        dims=math.prod(model.image_shape),
+        context=model.decoder.num_top == 1,
+        bound=collapse.report(),
+        active_by_threshold=[
             sum(units.active(threshold)[0] for units in collapse.layers) for threshold in THRESHOLDS
         ],
-        "likelihoods": likelihoods,
-        "quality": looks,
-        "config": without_secrets(settings),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    return Score(record, collapse, nll)
+        likelihoods=estimates,
+        quality=_measure_quality(quality, model, batches, seed, split, terminal),
+        metrics=layer_values(metrics, collapse),
+        config=without_secrets(settings),
+        seconds=round(time.monotonic() - start, 1),
+    )
+    return Score(record, collapse, nll, metrics, estimators)
 
 
-def flat(found: dict) -> dict[str, float]:
-    """The figures under `<split>/…` keys."""
-    report, split = CollapseReport(**found["bound"]), found["split"]
-    values = {
-        f"{split}/nelbo": report.nelbo,
-        f"{split}/reconstruction": report.reconstruction,
-        f"{split}/kl": sum(report.kl),
-        f"{split}/active_units": report.active_units,
-        **found.get("parameters", {}),  # not in records of earlier versions
-    }
-    for entry in found["likelihoods"]:
-        values[f"{split}/nll_{entry['estimator']}"] = entry["nll"]
-        values[f"{split}/bpd_{entry['estimator']}"] = bits_per_dim(entry["nll"], found["dims"])
-    for name in ("fid", "reconstruction_mse", "reconstruction_psnr"):
-        if name in (found["quality"] or {}):
-            values[f"{split}/{name}"] = found["quality"][name]
-    for layer, (kl, active) in enumerate(zip(report.kl, report.active_per_layer, strict=True)):
-        values[f"{split}/kl_{layer}"] = kl
-        values[f"{split}/active_units_{layer}"] = active
-    return values
+def _estimate_all(
+    model: LadderVAE,
+    settings: Settings,
+    estimators: Mapping[str, Estimator],
+    batches: EvaluationBatches,
+    split: str,
+    terminal: Terminal,
+) -> tuple[list[NllEstimate], dict[str, Tensor]]:
+    """The estimates, and by estimator every image's −log p(x): (N,) nats."""
+    estimates, nll = [], {}
+    samples, paths = settings.model.is_k, settings.model.is_k_prior
+    for name, estimator in estimators.items():
+        with terminal.bar(f"{split}: {name}, K = {samples}", len(batches.ids)) as bar:
+            estimate, nll[name] = estimate_nll(
+                model, batches, estimator, samples, paths, settings.train.seed, bar.count
+            )
+        estimates.append(estimate.model_copy(update={"estimator": name}))
+        if estimate.warning:
+            terminal.line(f"Note: {estimate.warning}.")
+    return estimates, nll
+
+
+def _measure_quality(
+    quality: QualityMetrics | None,
+    model: LadderVAE,
+    batches: EvaluationBatches,
+    seed: int,
+    split: str,
+    terminal: Terminal,
+) -> ImageQuality | None:
+    """FID and the error of reconstructions; a failure is reported and costs no other figure."""
+    if quality is None:
+        return None
+    try:
+        with terminal.bar(f"{split}: FID, reconstructions", len(batches.ids)) as bar:
+            return quality.measure(model, batches, seed, bar.count)
+    except Exception as error:
+        log.exception("FID and reconstruction error")
+        terminal.line(f"Without FID and reconstruction error: {one_line(error)}")
+        return None
 
 
 def parameter_counts(model: LadderVAE) -> dict[str, int]:
-    """Parameters of the whole and of its parts, the context's prior apart from the decoder."""
+    """Numbers of parameters: of the model, and of encoder, decoder and the context's prior."""
     prior = getattr(model.decoder, "context_prior", None)
     parts = {"all": model, "encoder": model.encoder, "decoder": model.decoder, "prior": prior}
     counts = {

@@ -1,1 +1,1 @@
-"""Tables, pictures and pages."""
+"""Tables, pictures and pages of scores, layers and comparisons."""

@@ -1,297 +1,250 @@
 """The collapse report's page: its sections and tables, from the figures of report.json."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from itertools import accumulate
 
-from model.objective import bits_per_dim
+from model.estimators import Estimator
 from utils.evaluation.collapse import ACTIVE_THRESHOLD, DELTA, EPSILON, Z_95
+from utils.evaluation.metrics import Metrics
+from utils.report.content import Ablation, Estimate, LayerReport, ReportContent
 from utils.report.drawing import Drawing
-from utils.report.page import Cell, Section, Table, number, share
+from utils.report.page import Section
+from utils.report.tables import ELBO, layer_table, score_table
+from utils.table import Cell, Column, Table, integer, number, share
 
-LISTED_UNITS = 50  # of the table; the JSON has all
-ESTIMATORS = {
-    "elbo": "−log p(x | z) + KL with one sample per pass; an upper bound on −log p(x)",
-    "iwae": "importance-weighted with K samples; in expectation an upper bound on −log p(x)",
-    "published": "as the published code computes it, for its tables; not a bound",
+LISTED_UNITS = 50  # in the table of units; report.json has all
+
+
+def lead(content: ReportContent) -> list[str]:
+    """The page's first paragraphs: what was evaluated, and how."""
+    return [
+        f"{content.bound.images:,} {content.split} images of {content.dataset} "
+        f"({content.dims} dimensions); {content.protocol}.",
+        f"Checkpoint: {content.checkpoint}; seed {content.seed}.",
+        f"KL and active units from {content.bound.posterior_samples} posterior samples per image; "
+        "intervals are 95 %, over images.",
+    ]
+
+
+def sections(
+    content: ReportContent,
+    drawings: Mapping[str, Drawing],
+    metrics: Metrics,
+    estimators: Mapping[str, Estimator],
+) -> list[Section]:
+    """The page's sections, in reading order; drawings by name.
+
+    metrics: a user's own; estimators: those of the score.
+    """
+    described = {name: estimator.description for name, estimator in estimators.items()}
+    return [
+        Section("Verdict", points=[layer.verdict for layer in content.layers]),
+        Section(
+            "Likelihood",
+            points=[f"{name}: {text}" for name, text in {"elbo": ELBO, **described}.items()],
+            tables=[score_table(content)],
+        ),
+        _layers_section(content, drawings, metrics),
+        _units_section(content, drawings),
+        _ablation_section(content, drawings),
+        _information_section(content, drawings),
+        Section("Pictures", drawings=_pick(drawings, _PICTURES)),
+    ]
+
+
+def _layers_section(
+    content: ReportContent, drawings: Mapping[str, Drawing], metrics: Metrics
+) -> Section:
+    shapes = [layer.shape for layer in content.layers]
+    captions = {"layers": "KL per image, and share of units that are active."}
+    return Section(
+        "Layers",
+        tables=[layer_table(content, metrics, shapes)],
+        drawings=_pick(drawings, captions),
+    )
+
+
+def _units_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> Section:
+    captions = {
+        "active_units": "Active units as a function of the threshold.",
+        "collapsed_units": "Collapsed units as a function of ε.",
+        "kl_maps": "KL by position. The positions of a DCT context are frequencies, the lowest at "
+        "the upper left.",
+    }
+    return Section(
+        "Units",
+        paragraphs=[
+            "A unit is one element of a latent. It is active where the mean of its posterior, "
+            "the layers above marginalised, varies over the images by more than "
+            f"{ACTIVE_THRESHOLD:g}; it is collapsed where its KL is under ε for at least "
+            f"{1 - DELTA:.0%} of the images."
+        ],
+        drawings=_pick(drawings, captions),
+        tables=[unit_table(content)],
+    )
+
+
+def _ablation_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> Section:
+    captions = {"interventions": "Left: only the top layers kept. Right: one layer replaced."}
+    return Section(
+        "Layer ablation",
+        paragraphs=[
+            "Layers are drawn from their priors instead of inferred from the image. The posteriors "
+            "of the layers below depend on that draw and may compensate for it. The reconstruction "
+            "plus the KL of the layers kept (one sample per image) bounds −log p(x) in every row."
+        ],
+        tables=[kept_table(content), without_table(content)],
+        drawings=_pick(drawings, captions),
+    )
+
+
+def _information_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> Section:
+    captions = {
+        "information": "Cumulative, from the top; bars are 95 % intervals.",
+        "aggregates": "Bars that leave the line are values to which the prior gives the wrong "
+        "probability.",
+    }
+    return Section(
+        "Information",
+        paragraphs=[
+            f"For x drawn from {content.information_images} images, the mutual information between "
+            "x and the layers down to each one. It is at most log N = "
+            f"{content.information_ceiling:.2f} nats; near that it says only that the images are "
+            "identified. KL less information is the KL of the aggregate posterior from the prior.",
+            "The residual is E[((z − μ)/σ)²] under the prior's μ and σ: 1 where the aggregate "
+            "posterior has the prior's spread, more where the prior would seldom draw it.",
+        ],
+        tables=[information_table(content)],
+        drawings=_pick(drawings, captions),
+    )
+
+
+_PICTURES = {
+    "reconstructions": "The image from all latents of its posterior.",
+    "reconstructions_top": "The rows add layers from the top.",
+    "context": "The context in image space, beside the image.",
+    "diffusion": "How the context's prior generates it from noise.",
+    "samples": "The mean of p(x | z) for latents from the prior.",
+    "samples_fixed_top": "The variation that remains when the top layers are fixed.",
+    "traversals": "The most active units, a row each, moved through their range.",
 }
 
 
-def lead(content: dict) -> list[str]:
-    """What was evaluated, and how."""
-    bound = content["bound"]
-    return [
-        f"{bound['images']:,} {content['split']} images of {content['dataset']} "
-        f"({content['dims']} dimensions); {content['protocol']}.",
-        f"Checkpoint: {content['checkpoint']}; seed {content['seed']}.",
-        f"KL and active units from {bound['passes']} posterior passes per image; intervals are "
-        "95 %, over images.",
-    ]
+def _pick(
+    drawings: Mapping[str, Drawing], captions: Mapping[str, str]
+) -> list[tuple[Drawing, str]]:
+    """The drawings that exist, with their captions."""
+    return [(drawings[name], caption) for name, caption in captions.items() if name in drawings]
 
 
-def sections(content: dict, drawings: dict[str, Drawing]) -> list[Section]:
-    """The page's sections, in reading order."""
-
-    def pick(*wanted: tuple[str, str]) -> list[tuple[Drawing, str]]:
-        return [(drawings[name], caption) for name, caption in wanted if name in drawings]
-
-    return [
-        Section("Verdict", points=[row["verdict"] for row in content["layers"]]),
-        Section(
-            "Likelihood",
-            points=[f"{name}: {text}" for name, text in ESTIMATORS.items()],
-            tables=[score_table(content)],
-        ),
-        Section(
-            "Layers",
-            tables=[layer_table(content)],
-            drawings=pick(("layers", "KL per image, and share of units that are active.")),
-        ),
-        Section(
-            "Units",
-            paragraphs=[
-                "A unit is one element of a latent. It is active where the mean of its posterior, "
-                "the layers above marginalised, varies over the images by more than "
-                f"{ACTIVE_THRESHOLD:g}; it is collapsed where its KL is under ε for at least "
-                f"{1 - DELTA:.0%} of the images."
-            ],
-            drawings=pick(
-                ("active_units", "How many units are active, for every threshold."),
-                ("collapsed_units", "How many units are collapsed, for every ε."),
-                (
-                    "kl_maps",
-                    "Where the KL is spent. A DCT context's positions are frequencies, lowest at "
-                    "the upper left.",
-                ),
-            ),
-            tables=[unit_table(content)],
-        ),
-        Section(
-            "Without a layer",
-            paragraphs=[
-                "Layers are drawn from their priors instead of inferred from the image. Posteriors "
-                "below see what was drawn and may make up for it. The reconstruction plus the KL "
-                "of the layers kept (one sample per image) bounds −log p(x) in every row."
-            ],
-            tables=[kept_table(content), without_table(content)],
-            drawings=pick(
-                ("interventions", "Left: only the top layers kept. Right: one layer replaced.")
-            ),
-        ),
-        Section(
-            "Information",
-            paragraphs=[
-                f"With x one of {content['information_images']} images, the information that the "
-                "layers down to each one hold about which one it is; it is log N = "
-                f"{content['information_ceiling']:.2f} nats at most, and near that it says only "
-                "that the images are told apart. KL less information is the distance of the "
-                "aggregate posterior from the prior.",
-                "The residual is E[((z − μ)/σ)²] under the prior's μ and σ: 1 where the aggregate "
-                "posterior has the prior's spread, more where the prior would seldom draw it.",
-            ],
-            tables=[information_table(content)],
-            drawings=pick(
-                ("information", "Cumulative, from the top; bars are 95 % intervals."),
-                ("aggregates", "A bar far from the line is a value the prior gets wrong."),
-            ),
-        ),
-        Section(
-            "Pictures",
-            drawings=pick(
-                ("reconstructions", "What the posterior keeps of the image."),
-                ("reconstructions_top", "The rows add layers from the top."),
-                ("context", "The context in image space, beside the image."),
-                ("diffusion", "How its prior makes one from noise."),
-                ("samples", "The mean of p(x | z) for latents from the prior."),
-                ("samples_fixed_top", "What the layers left free still decide."),
-                ("traversals", "The most active units, a row each, moved through their range."),
-            ),
-        ),
-    ]
-
-
-def score_table(content: dict) -> Table:
-    """Bound and likelihoods, the estimator beside each."""
-    bound = content["bound"]
-    rows = [("elbo", 1, None, None, bound["nelbo"], bound["nelbo_se"])]
-    for entry in content["likelihoods"]:
-        keys = ("estimator", "num_samples", "prior_samples", "ess", "nll", "nll_se")
-        rows.append(tuple(entry[key] for key in keys))
-    return Table(
-        f"−log p(x) over {bound['images']:,} images; {content['protocol']}",
-        [
-            ("estimator", "how −log p(x) was estimated"),
-            ("K", "importance samples per image"),
-            ("prior paths", "diffusion paths per image behind the prior's own weight"),
-            ("ESS", "effective number of the K weights, mean over images"),
-            ("nats", "mean over images"),
-            ("±", "standard error over images"),
-            ("bits/dim", "nats / (dimensions · ln 2)"),
-        ],
-        [
-            [
-                Cell(name),
-                number(samples, 0),
-                number(paths, 0) if paths else Cell("–", 0),
-                number(ess, 1) if ess else Cell("–", 0),
-                number(nll),
-                number(error),
-                number(bits_per_dim(nll, content["dims"]), 4),
-            ]
-            for name, samples, paths, ess, nll, error in rows
-        ],
-    )
-
-
-def layer_table(content: dict) -> Table:
-    """A row per layer."""
-    return Table(
-        f"Layers from the top; active over {ACTIVE_THRESHOLD:g}, collapsed with ε = {EPSILON:g} "
-        f"nats and δ = {DELTA:g}",
-        [
-            ("layer", "0 is the top"),
-            ("shape", "channels × height × width"),
-            ("KL (nats)", "mean over images"),
-            ("±", "standard error over images"),
-            ("KL (bits)", "nats / ln 2"),
-            ("bits/unit", "KL per latent element"),
-            ("share", "of the whole KL"),
-            ("cumulative", "share of this layer and those above"),
-            ("active", "units whose marginal posterior mean varies over the images"),
-            ("interval", "units certainly and possibly active, by each unit's 95 % interval"),
-            ("collapsed", "(ε, δ)-collapsed units"),
-        ],
-        [
-            [
-                _layer_cell(row),
-                Cell(" × ".join(map(str, row["shape"])), row["units"]),
-                number(row["kl"], 3),
-                number(row["kl_se"], 3),
-                number(row["kl_bits"], 3),
-                number(row["kl_bits"] / row["units"], 4),
-                share(row["kl_share"]),
-                share(row["kl_cumulative_share"]),
-                Cell(f"{row['active']:,} of {row['units']:,}", row["active"] / row["units"]),
-                Cell(f"{row['active_low']:,} – {row['active_high']:,}", row["active_low"]),
-                Cell(f"{row['collapsed']:,} of {row['units']:,}", row["collapsed"] / row["units"]),
-            ]
-            for row in content["layers"]
-        ],
-    )
-
-
-def unit_table(content: dict) -> Table:
+def unit_table(content: ReportContent) -> Table:
     """The units of largest KL."""
     units = [
-        (row["per_unit"]["kl"][unit], row, unit)
-        for row in content["layers"]
-        for unit in range(row["units"])
+        (kl, layer, unit) for layer in content.layers for unit, kl in enumerate(layer.per_unit.kl)
     ]
-    units.sort(key=lambda each: -each[0])
-    rows = []
-    for _, row, unit in units[:LISTED_UNITS]:
-        _, height, width = row["shape"]
-        channel, place = divmod(unit, height * width)
-        own = {name: values[unit] for name, values in row["per_unit"].items()}
-        rows.append(
-            [
-                _layer_cell(row),
-                Cell(f"{channel}, {place // width}, {place % width}", unit),
-                number(own["kl"], 3),
-                number(own["kl_bits"], 3),
-                share(own["kl_share"]),
-                share(own["kl_cumulative_share"]),
-                number(own["variance"], 3),
-                number(own["variance_se"], 3),
-                share(own["quiet_share"]),
-            ]
-        )
+    units.sort(key=lambda entry: -entry[0])
+    rows = [_unit_cells(layer, unit) for _, layer, unit in units[:LISTED_UNITS]]
     return Table(
         f"The {len(rows)} units of largest KL, of {len(units):,}; report.json has them all",
         [
-            ("layer", "0 is the top"),
-            ("unit", "channel, row, column"),
-            ("KL (nats)", "mean over images"),
-            ("KL (bits)", "nats / ln 2"),
-            ("share", "of the whole KL"),
-            ("cumulative", "share of this unit and those of larger KL"),
-            ("variance", "Var over x of E[z | x]"),
-            ("±", "its standard error over images"),
-            (f"KL under {EPSILON:g}", "share of images"),
+            Column("layer", "0 is the top", text=True),
+            Column("unit", "channel, row, column"),
+            Column("KL (nats)", "mean over images"),
+            Column("KL (bits)", "nats / ln 2"),
+            Column("share", "of the KL of all layers"),
+            Column("cumulative", "share of this unit and those of larger KL"),
+            Column("variance", "Var over x of E[z | x]"),
+            Column("±", "its standard error over images"),
+            Column(f"KL under {EPSILON:g}", "share of images"),
         ],
         rows,
         folded=True,
     )
 
 
-def kept_table(content: dict) -> Table:
-    """Only the top layers kept."""
+def _unit_cells(layer: LayerReport, unit: int) -> list[Cell]:
+    _, height, width = layer.shape
+    channel, position = divmod(unit, height * width)
+    figures = layer.per_unit
+    return [
+        _layer_cell(layer),
+        Cell(f"{channel}, {position // width}, {position % width}", unit),
+        number(figures.kl[unit], 3),
+        number(figures.kl_bits[unit], 3),
+        share(figures.kl_share[unit]),
+        share(figures.kl_cumulative_share[unit]),
+        number(figures.variance[unit], 3),
+        number(figures.variance_se[unit], 3),
+        share(figures.quiet_share[unit]),
+    ]
+
+
+def kept_table(content: ReportContent) -> Table:
+    """The bound with only the top layers kept."""
     return Table(
         "The top k layers from the posterior, the rest from the prior (nats per image)",
-        [("k", "layers kept"), *_LOSS_HEADER],
-        [[number(row["kept"], 0), *_loss_cells(row)] for row in content["top_kept"]],
+        [Column("k", "layers kept", text=True), *_ABLATION_COLUMNS],
+        [[integer(row.kept), *_ablation_cells(row)] for row in content.top_kept],
     )
 
 
-def without_table(content: dict) -> Table:
-    """One layer replaced."""
+def without_table(content: ReportContent) -> Table:
+    """The bound with one layer replaced."""
     return Table(
         "One layer from its prior, the others from their posteriors (nats per image)",
-        [("layer", "the one replaced"), *_LOSS_HEADER],
-        [[_layer_cell(row), *_loss_cells(row["without"])] for row in content["layers"]],
+        [Column("layer", "the one replaced", text=True), *_ABLATION_COLUMNS],
+        [[_layer_cell(layer), *_ablation_cells(layer.without)] for layer in content.layers],
     )
 
 
-_LOSS_HEADER = [
-    ("reconstruction", "−log p(x | z)"),
-    ("−ELBO", "reconstruction + KL of the layers kept"),
-    ("lost", "−ELBO less that of the whole model, paired over images"),
-    ("± (95 %)", "interval of what is lost, over images"),
-]
+_ABLATION_COLUMNS = (
+    Column("reconstruction", "−log p(x | z)"),
+    Column("−ELBO", "reconstruction + KL of the layers kept"),
+    Column("lost", "−ELBO less that of the whole model, paired over images"),
+    Column("± (95 %)", "interval of the loss, over images"),
+)
 
 
-def _loss_cells(row: dict) -> list[Cell]:
-    values = (row["reconstruction"], row["nelbo"], row["lost"], Z_95 * row["lost_se"])
+def _ablation_cells(row: Ablation) -> list[Cell]:
+    values = (row.reconstruction, row.nelbo, row.lost, Z_95 * row.lost_se)
     return [number(value) for value in values]
 
 
-def information_table(content: dict) -> Table:
+def information_table(content: ReportContent) -> Table:
     """Mutual information and residuals."""
+    cumulative = accumulate(layer.kl for layer in content.layers)
     return Table(
-        f"Information from {content['information_images']} images (nats)",
+        f"Information from {content.information_images} images (nats)",
         [
-            ("layer", "0 is the top"),
-            ("I(x; z top … l)", "this layer and those above"),
-            ("±", "standard error"),
-            ("added", "by this layer, given those above"),
-            ("± ", "standard error"),
-            ("KL, cumulative", "of this layer and those above, over all images"),
-            ("ceiling", "whether log N is reached"),
-            ("residual", "mean squared standardised latent"),
-            ("±  ", "standard error"),
+            Column("layer", "0 is the top", text=True),
+            Column("I(x; z top … l)", "this layer and those above"),
+            Column("±", "standard error"),
+            Column("added", "by this layer, given those above"),
+            Column("± ", "standard error"),
+            Column("KL, cumulative", "of this layer and those above, over all images"),
+            Column("ceiling", "whether log N is reached"),
+            Column("residual", "mean squared standardised latent"),
+            Column("±  ", "standard error"),
         ],
-        _information_rows(content["layers"]),
+        [
+            [
+                _layer_cell(layer),
+                *_estimate_cells(layer.information),
+                *_estimate_cells(layer.information_added),
+                number(kl, 3),
+                Cell("reached" if layer.saturated else "–", float(layer.saturated)),
+                *_estimate_cells(layer.residual),
+            ]
+            for layer, kl in zip(content.layers, cumulative, strict=True)
+        ],
     )
 
 
-def _information_rows(layers: Sequence[dict]) -> list[list[Cell]]:
-    rows, cumulative = [], 0.0
-    for row in layers:
-        cumulative += row["kl"]
-        residual = row["residual"]
-        rows.append(
-            [
-                _layer_cell(row),
-                number(row["information"]["value"], 3),
-                number(row["information"]["se"], 3),
-                number(row["information_added"]["value"], 3),
-                number(row["information_added"]["se"], 3),
-                number(cumulative, 3),
-                Cell("reached" if row["saturated"] else "–", float(row["saturated"])),
-                number(residual["value"], 3) if residual else Cell("–", 0),
-                number(residual["se"], 3) if residual else Cell("–", 0),
-            ]
-        )
-    return rows
+def _estimate_cells(estimate: Estimate | None) -> list[Cell]:
+    if estimate is None:
+        return [Cell("–", 0), Cell("–", 0)]
+    return [number(estimate.value, 3), number(estimate.se, 3)]
 
 
-def _layer_cell(row: dict) -> Cell:
-    return Cell(f"{row['layer']}{' (context)' if row['context'] else ''}", row["layer"])
+def _layer_cell(layer: LayerReport) -> Cell:
+    return Cell(layer.name, layer.layer)

@@ -1,7 +1,7 @@
-"""Drawings: figures that are saved as PNG files and set into a page as SVG.
+"""Drawings: figures that are saved as PNG files and embedded in a page as SVG.
 
-Ink is a colour of its own in them, which a page replaces by its text's, so that one drawing reads
-on light and on dark.
+Lines and text use the colour INK, which a page replaces by its own text colour, so that the same
+drawing is legible on a light and on a dark background.
 """
 
 import io
@@ -31,7 +31,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, the stem of its file's name, and what it shows in words."""
+    """A figure, the stem of its file's name, and its description in words."""
 
     name: str
     figure: Figure
@@ -39,7 +39,7 @@ class Drawing:
 
 
 def save(drawing: Drawing, folder: Path) -> Path:
-    """As a PNG file; the folder is made where it is missing."""
+    """Write the drawing as a PNG file; creates the folder if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{drawing.name}.png"
     with matplotlib.rc_context(STYLE):
@@ -48,7 +48,7 @@ def save(drawing: Drawing, folder: Path) -> Path:
 
 
 def vector(drawing: Drawing) -> str:
-    """As an SVG element in the colour of the text around it."""
+    """The drawing as an SVG element in the colour of the surrounding text."""
     buffer = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": drawing.name}):
         drawing.figure.savefig(
@@ -56,5 +56,5 @@ def vector(drawing: Drawing) -> str:
         )
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    text = re.sub(r' id="([\w.]+_\d+|image\w+)"', "", text)  # of groups and images: they repeat
+    text = re.sub(r' id="([\w.]+_\d+|image\w+)"', "", text)  # they repeat in other drawings
     return text.replace(INK, "currentColor")

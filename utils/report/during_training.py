@@ -1,4 +1,4 @@
-"""A run's pictures, drawn while it trains."""
+"""The pictures of a run while it trains."""
 
 from torch import Tensor
 
@@ -6,13 +6,16 @@ from model import LadderVAE
 from utils.runs.folder import RunFolder
 from utils.tracking.tracker import Tracker
 
-PICTURED = 10  # images that a run's pictures show
+PICTURED = 10  # images that the pictures reconstruct
 
 
 def draw(
     folder: RunFolder, tracker: Tracker, x: Tensor, model: LadderVAE, epoch: int, step: int
 ) -> None:
-    """A run's pictures: the model's on the images x, and KL per layer so far; main process only."""
+    """Draw the model's pictures and the KL per layer so far, save and log them; main process only.
+
+    x (B, C, H, W): the images to reconstruct.
+    """
     if not folder.processes.is_main:
         return
     from utils.report import pictures, plots

@@ -8,31 +8,14 @@ import jinja2
 
 from utils.files import atomic_write
 from utils.report.drawing import Drawing, vector
+from utils.table import Table
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What a table shows, and the number that it is sorted by."""
-
-    text: str
-    value: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under a header of (name, explanation) pairs; folded: closed until clicked."""
-
-    caption: str
-    header: Sequence[tuple[str, str]]
-    rows: Sequence[Sequence[Cell]]
-    folded: bool = False
-
-
-@dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, in this order."""
+    """A heading and the content under it, in this order."""
 
     title: str
     paragraphs: Sequence[str] = ()
@@ -41,18 +24,8 @@ class Section:
     drawings: Sequence[tuple[Drawing, str]] = field(default_factory=list)  # (drawing, caption)
 
 
-def number(value: float, digits: int = 2, suffix: str = "") -> Cell:
-    """A cell of a number."""
-    return Cell(f"{value:,.{digits}f}{suffix}", value)
-
-
-def share(value: float) -> Cell:
-    """A cell of a share, as a percentage."""
-    return Cell(f"{value:.1%}", value)
-
-
 def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section]) -> Path:
-    """The page as one file that needs no other."""
+    """Write the page as one file that depends on no other file."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

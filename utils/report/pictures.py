@@ -1,4 +1,4 @@
-"""Pictures of a model: what a person looks at to see what each layer carries."""
+"""Pictures of a model: samples, reconstructions and traversals that show each layer's content."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 from model import LadderVAE
 from model.noise import Noise, NoisePurpose
-from utils.evaluation.collapse import ACTIVE_THRESHOLD, Units
+from utils.evaluation.collapse import ACTIVE_THRESHOLD, LatentUnits
 from utils.report.drawing import STYLE, Drawing
 
 COLUMNS = 10
 MOST_ROWS = 9
-WALKS = 3  # of the diffusion, each way
+PATHS = 3  # diffusion paths in each direction
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0)
-TRAVERSED, PER_LAYER, STEPS, REACH = 8, 2, 9, 3.0  # units, of one layer, values, ±deviations
+TRAVERSED, PER_LAYER, STEPS, REACH = 8, 2, 9, 3.0  # units, units per layer, values, ±deviations
 
 
 @torch.no_grad()
 def draw_model(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing]:
-    """All pictures of a model; x (B, C, H, W): the images to look at."""
+    """All pictures of a model; x (B, C, H, W): the images to reconstruct."""
     model.eval()
     drawings = [
         draw_samples(model, seed),
@@ -65,19 +65,19 @@ def draw_fixed_top(model: LadderVAE, seed: int) -> Drawing:
 
 @torch.no_grad()
 def draw_reconstructions(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing]:
-    """Reconstructions; those that keep the top k latents only; the context as an image."""
+    """Reconstructions from all latents, from the top k only, and the context as an image."""
     latents = model(x, noise=_noise(model, len(x), seed)).latents
     values = [latent.z for latent in latents]
 
-    def rebuilt(keep: int) -> Tensor:
+    def reconstruct(keep: int) -> Tensor:
         return model.generate(
             len(x), noise=_noise(model, len(x), seed + 1), given=values[:keep]
         ).mean
 
-    full = rebuilt(len(values))
+    full = reconstruct(len(values))
     rows = [("x", x), ("reconstruction", full), ("difference", (full - x) / 2)]
     drawings = [image_rows("reconstructions", "All latents from the posterior", rows)]
-    rows = [("x", x)] + [(f"top {k} kept", rebuilt(k)) for k in spread(len(values))]
+    rows = [("x", x)] + [(f"top {k} kept", reconstruct(k)) for k in spread(len(values))]
     title = f"Top k of {len(values)} latents from the posterior, the rest from the prior"
     drawings.append(image_rows("reconstructions_top", title, rows))
     if model.decoder.num_top:
@@ -90,32 +90,32 @@ def draw_reconstructions(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing
 
 @torch.no_grad()
 def draw_diffusion(model: LadderVAE, x: Tensor, seed: int) -> Drawing:
-    """The contexts of some images noised step by step, and samples of it from noise to context."""
+    """Contexts of some images noised step by step, and sampled from noise to context."""
     prior, context = model.decoder.context_prior, model.decoder.context
-    walks = min(WALKS, len(x))
-    noise = _noise(model, walks, seed)
-    u = model(x[:walks], noise=_noise(model, walks, seed)).latents[0].z
+    count = min(PATHS, len(x))
+    noise = _noise(model, count, seed)
+    u = model(x[:count], noise=_noise(model, count, seed)).latents[0].z
     steps = sorted({round(t) for t in torch.linspace(0, prior.steps - 1, COLUMNS - 1).tolist()})
     noised, eps = [u], noise.normal_like(u)
     for step in steps:
         q = prior.noised(u, torch.full((len(u),), step, device=u.device))
         noised.append(q.mean + q.stddev * eps)
-    path = list(prior.sampling_path(walks, context.active, noise))  # u_{T-1} … u_0, u
-    drawn = [path[prior.steps - 1 - step] for step in reversed(steps)] + path[-1:]
+    path = list(prior.sampling_path(count, context.active, noise))  # u_{T-1} … u_0, u
+    sampled = [path[prior.steps - 1 - step] for step in reversed(steps)] + path[-1:]
     rows = []
-    for title, walked in (("noised", noised), ("sampled", drawn)):
-        images = torch.stack([context.render(u_t) for u_t in walked], 1)  # (WALKS, steps, C, H, W)
+    for title, states in (("noised", noised), ("sampled", sampled)):
+        images = torch.stack([context.render(u_t) for u_t in states], 1)  # (count, steps, C, H, W)
         rows += [(title if first == 0 else "", row) for first, row in enumerate(images)]
     title = f"Contexts noised in {prior.steps} steps, and sampled back from noise"
     return image_rows("diffusion", title, rows)
 
 
 @torch.no_grad()
-def draw_traversals(model: LadderVAE, x: Tensor, layers: Sequence[Units]) -> Drawing | None:
-    """The most active units of the first of the images x moved over ±3 of their deviations.
+def draw_traversals(model: LadderVAE, x: Tensor, layers: Sequence[LatentUnits]) -> Drawing | None:
+    """The most active units of the first image of x, moved over ±3 standard deviations.
 
-    Layers above keep the image's posterior means, layers below follow by their priors' means.
-    None where no unit is active.
+    Layers above keep the image's posterior means, layers below take their priors' means. None if no
+    unit is active.
     """
     values = [latent.z for latent in model(x[:1], temperature=0).latents]
     rows = []
@@ -136,17 +136,18 @@ def draw_traversals(model: LadderVAE, x: Tensor, layers: Sequence[Units]) -> Dra
     return image_rows("traversals", title, rows)
 
 
-def most_active(layers: Sequence[Units]) -> list[tuple[int, int]]:
-    """(layer, unit) of the active units of largest Var_x(E[z | x]), a few per layer, in order."""
-    found = []
+def most_active(layers: Sequence[LatentUnits]) -> list[tuple[int, int]]:
+    """(layer, unit) of the active units of largest Var_x(E[z | x]), a few per layer, sorted."""
+    candidates = []
     for layer, units in enumerate(layers):
         largest = units.variance.topk(min(PER_LAYER, units.variance.numel()))
-        found += [
+        candidates += [
             (variance, layer, unit)
             for variance, unit in zip(*(t.tolist() for t in largest), strict=True)
             if variance > ACTIVE_THRESHOLD
         ]
-    return sorted((layer, unit) for _, layer, unit in sorted(found, reverse=True)[:TRAVERSED])
+    chosen = sorted(candidates, reverse=True)[:TRAVERSED]
+    return sorted((layer, unit) for _, layer, unit in chosen)
 
 
 def image_rows(name: str, title: str, rows: Sequence[tuple[str, Tensor]]) -> Drawing:
@@ -160,7 +161,7 @@ def image_rows(name: str, title: str, rows: Sequence[tuple[str, Tensor]]) -> Dra
         for axis, (label, images) in zip(axes[:, 0], rows, strict=True):
             colours = (0.5 * (images.float().cpu() + 1.0)).clamp(0.0, 1.0).expand(-1, 3, -1, -1)
             opaque = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)
-            strip = torch.nn.functional.pad(opaque, (0, 1))  # a clear column after each image
+            strip = torch.nn.functional.pad(opaque, (0, 1))  # a transparent column after each image
             strip = strip.permute(2, 0, 3, 1).flatten(1, 2)  # (H, N·(W + 1), 4)
             axis.imshow(strip.numpy(), interpolation="none", aspect="equal")
             axis.set_xticks([])
@@ -171,7 +172,7 @@ def image_rows(name: str, title: str, rows: Sequence[tuple[str, Tensor]]) -> Dra
 
 
 def spread(latents: int) -> list[int]:
-    """1 … latents, thinned evenly to what fits one picture, both ends kept."""
+    """1 … latents, thinned evenly to at most MOST_ROWS values, both ends included."""
     if latents <= MOST_ROWS:
         return list(range(1, latents + 1))
     return sorted({round(k) for k in torch.linspace(1, latents, MOST_ROWS).tolist()})

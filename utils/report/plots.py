@@ -8,8 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, PercentFormatter
 
-from utils.evaluation.collapse import ACTIVE_THRESHOLD, DELTA, EPSILONS, THRESHOLDS, Units
+from utils.evaluation.collapse import (
+    ACTIVE_THRESHOLD,
+    DELTA,
+    EPSILONS,
+    THRESHOLDS,
+    Z_95,
+    LatentUnits,
+)
 from utils.evaluation.information import Aggregate
+from utils.report.content import Ablation
 from utils.report.drawing import INK, STYLE, Drawing
 
 ACCENT, SECOND = "#3b82c4", "#d9822b"
@@ -36,19 +44,19 @@ def draw_layers(
     kl: Sequence[float], kl_error: Sequence[float], active: Sequence[Sequence[float]]
 ) -> Drawing:
     """KL per layer beside its share of active units; active: per layer (share, low, high)."""
-    places = list(range(len(kl)))
+    layers = list(range(len(kl)))
     title = "KL and active units per layer (0 = top), with 95 % intervals"
     with matplotlib.rc_context(STYLE):
         figure = Figure((9, 0.9 + 0.28 * len(kl)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        left.barh(places, kl, xerr=kl_error, color=ACCENT, ecolor=INK, error_kw={"lw": 1})
+        left.barh(layers, kl, xerr=kl_error, color=ACCENT, ecolor=INK, error_kw={"lw": 1})
         left.set(xlabel="KL (nats per image)", ylabel="layer")
-        left.set_yticks(places)
+        left.set_yticks(layers)
         left.invert_yaxis()
         shares, low, high = zip(*active, strict=True)
         margins = [[s - a for s, a in zip(shares, low, strict=True)]]
         margins.append([b - s for s, b in zip(shares, high, strict=True)])
-        right.barh(places, shares, xerr=margins, color=SECOND, ecolor=INK, error_kw={"lw": 1})
+        right.barh(layers, shares, xerr=margins, color=SECOND, ecolor=INK, error_kw={"lw": 1})
         right.set(xlabel=f"active units (variance > {ACTIVE_THRESHOLD:g})", xlim=(0, 1.02))
         right.xaxis.set_major_formatter(_percent())
         for axes in (left, right):
@@ -57,8 +65,8 @@ def draw_layers(
     return Drawing("layers", figure, title)
 
 
-def draw_active_curve(layers: Sequence[Units]) -> Drawing:
-    """Share of units over each threshold, per layer and over all, with intervals."""
+def draw_active_curve(layers: Sequence[LatentUnits]) -> Drawing:
+    """Share of units over each threshold, per layer and of all units, with intervals."""
     title = "Active units by threshold, with 95 % intervals"
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(title, "threshold on the variance of E[z | x] over x", "active units")
@@ -82,7 +90,7 @@ def draw_active_curve(layers: Sequence[Units]) -> Drawing:
     return Drawing("active_units", figure, title)
 
 
-def draw_collapse_curve(layers: Sequence[Units]) -> Drawing:
+def draw_collapse_curve(layers: Sequence[LatentUnits]) -> Drawing:
     """Share of (ε, δ)-collapsed units by ε, per layer."""
     title = f"Units whose KL is under ε for at least {1 - DELTA:.0%} of the images"
     with matplotlib.rc_context(STYLE):
@@ -97,18 +105,19 @@ def draw_collapse_curve(layers: Sequence[Units]) -> Drawing:
     return Drawing("collapsed_units", figure, title)
 
 
-def draw_interventions(top: Sequence[dict], without: Sequence[dict]) -> Drawing:
-    """The bound by how many top layers are kept, and what it loses without each layer."""
+def draw_interventions(top: Sequence[Ablation], without: Sequence[Ablation]) -> Drawing:
+    """The bound by the number of top layers kept, and its loss without each layer."""
     title = "Layers drawn from their priors instead of inferred from the image"
     with matplotlib.rc_context(STYLE):
         figure = Figure((9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         figure.suptitle(title, fontsize=10)
-        kept = [row["kept"] for row in top]
-        left.plot(kept, [row["nelbo"] for row in top], color=ACCENT, marker="o", label="−ELBO")
+        kept = [ablation.kept for ablation in top]
+        nelbo = [ablation.nelbo for ablation in top]
+        left.plot(kept, nelbo, color=ACCENT, marker="o", label="−ELBO")
         left.plot(
             kept,
-            [row["reconstruction"] for row in top],
+            [ablation.reconstruction for ablation in top],
             color=SECOND,
             marker="s",
             ls="--",
@@ -117,15 +126,15 @@ def draw_interventions(top: Sequence[dict], without: Sequence[dict]) -> Drawing:
         left.set(xlabel="top layers kept, the rest from the prior", ylabel="nats per image")
         left.set_xticks(kept[:: 1 + len(kept) // 20])
         left.legend()
-        places = [row["layer"] for row in without]
-        losses = [row["lost"] for row in without]
-        errors = [row["lost_interval"] for row in without]
-        right.bar(places, losses, yerr=errors, color=ACCENT, ecolor=INK, error_kw={"lw": 1})
+        layers = list(range(len(without)))
+        losses = [ablation.lost for ablation in without]
+        errors = [Z_95 * ablation.lost_se for ablation in without]
+        right.bar(layers, losses, yerr=errors, color=ACCENT, ecolor=INK, error_kw={"lw": 1})
         right.axhline(0, color=INK, lw=0.8)
         right.set(xlabel="layer replaced by its prior", ylabel="rise of −ELBO (nats per image)")
         right.set_yscale("symlog", linthresh=0.1)
         right.yaxis.set_major_formatter("{x:g}")
-        right.set_xticks(places[:: 1 + len(places) // 20])
+        right.set_xticks(layers[:: 1 + len(layers) // 20])
         for axes in (left, right):
             axes.grid(axis="y")
             axes.set_axisbelow(True)
@@ -133,16 +142,16 @@ def draw_interventions(top: Sequence[dict], without: Sequence[dict]) -> Drawing:
 
 
 def draw_information(aggregate: Aggregate, kl: Sequence[float]) -> Drawing:
-    """Mutual information of the top layers and the image, below their cumulative KL."""
+    """Mutual information of the top layers and the image, with their cumulative KL."""
     title = f"Information about which of {aggregate.images} images it is"
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(title, "layers 0 … l", "nats")
-        places = list(range(len(kl)))
+        layers = list(range(len(kl)))
         means, errors = zip(*aggregate.information, strict=True)
         cumulative = torch.tensor(kl).cumsum(0).tolist()
-        axes.plot(places, cumulative, color=SECOND, marker="s", ls="--", label="KL, cumulative")
+        axes.plot(layers, cumulative, color=SECOND, marker="s", ls="--", label="KL, cumulative")
         axes.errorbar(
-            places,
+            layers,
             means,
             yerr=[1.96 * e for e in errors],
             color=ACCENT,
@@ -152,29 +161,30 @@ def draw_information(aggregate: Aggregate, kl: Sequence[float]) -> Drawing:
         )
         axes.axhline(aggregate.ceiling, color=INK, ls=":", lw=1, label="log N: all told apart")
         axes.set_ylim(bottom=0)
-        axes.set_xticks(places[:: 1 + len(places) // 20])
+        axes.set_xticks(layers[:: 1 + len(layers) // 20])
         axes.legend()
     return Drawing("information", figure, title)
 
 
 def draw_aggregates(aggregate: Aggregate) -> Drawing:
-    """Histograms of each layer's aggregate posterior over its prior's."""
+    """Histograms of each layer's aggregate posterior and of its prior."""
     title = "Aggregate posterior (bars) and prior (line); latents standardised by their priors"
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(len(aggregate.histograms), title, 1.5)
-        for layer, (axes, found) in enumerate(zip(grid, aggregate.histograms, strict=False)):
-            width = found.edges[1] - found.edges[0]
-            density = [share / width for share in found.posterior]
-            axes.stairs(density, found.edges, fill=True, color=ACCENT, alpha=0.7)
-            axes.stairs([share / width for share in found.prior], found.edges, color=INK, lw=1)
+        for layer, (axes, histogram) in enumerate(zip(grid, aggregate.histograms, strict=False)):
+            edges = histogram.edges
+            width = edges[1] - edges[0]
+            density = [share / width for share in histogram.posterior]
+            axes.stairs(density, edges, fill=True, color=ACCENT, alpha=0.7)
+            axes.stairs([share / width for share in histogram.prior], edges, color=INK, lw=1)
             axes.set_title(f"layer {layer}", fontsize=8)
-            axes.set_xlabel("(z − μ)/σ of the prior" if found.standardised else "u", fontsize=7)
+            axes.set_xlabel("(z − μ)/σ of the prior" if histogram.standardised else "u", fontsize=7)
             axes.set_yticks([])
             axes.tick_params(labelsize=7)
     return Drawing("aggregates", figure, title)
 
 
-def draw_kl_maps(layers: Sequence[Units], context: bool) -> Drawing:
+def draw_kl_maps(layers: Sequence[LatentUnits], context: bool) -> Drawing:
     """KL of each position, summed over a layer's channels."""
     title = "KL by position (nats, mean over images, channels summed)"
     with matplotlib.rc_context(STYLE):
@@ -202,9 +212,10 @@ def draw_comparison(kl: dict[str, Sequence[float]], curves: dict[str, Sequence[f
         width = 0.8 / len(kl)
         colours = matplotlib.colormaps["tab10"].colors
         for index, (name, values) in enumerate(kl.items()):
-            places = [layer + width * (index - 0.5 * (len(kl) - 1)) for layer in range(len(values))]
+            offset = width * (index - 0.5 * (len(kl) - 1))
+            positions = [layer + offset for layer in range(len(values))]
             colour = colours[index % len(colours)]
-            left.bar(places, values, width, color=colour, label=name)
+            left.bar(positions, values, width, color=colour, label=name)
             right.plot(THRESHOLDS, curves[name], color=colour, label=name)
         left.set(xlabel="layer (0 = top)", ylabel="KL (nats per image)")
         left.set_xticks(range(max(map(len, kl.values()))))
@@ -229,7 +240,7 @@ def _axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.6)) -> t
 
 
 def _grid(count: int, title: str, side: float) -> tuple[Figure, list[Axes]]:
-    """A page of small axes, `count` of them shown."""
+    """A figure with a grid of small axes, the first `count` of them visible."""
     columns = min(count, 6)
     rows = -(-count // columns)
     figure = Figure((side * columns + 0.3, side * rows + 0.5), layout="constrained")
@@ -245,7 +256,7 @@ def _colours(count: int) -> list:
 
 
 def _legend(axes: Axes, entries: int) -> None:
-    """Beside the plot, in as many columns as it needs."""
+    """A legend to the right of the plot, in as many columns as its entries need."""
     axes.legend(
         ncols=1 + entries // 11, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5)
     )

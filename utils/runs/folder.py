@@ -53,10 +53,10 @@ class RunFolder:
         self.last, self.best = self.checkpoints / "last.pth", self.checkpoints / "best.pth"
         self.record = self.path / "run.json"
 
-    def results(self) -> dict | None:
-        """What the finished run found; None where it is not finished."""
-        path = self.path / f"{RESULTS}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+    @property
+    def results(self) -> Path:
+        """The finished run's scores; there is no such file before."""
+        return self.path / f"{RESULTS}.json"
 
     @contextmanager
     def opened(self, anew: bool, fetched: FetchedRun | None = None) -> Iterator[None]:

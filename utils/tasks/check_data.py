@@ -15,6 +15,7 @@ from utils.processes.launch import Processes
 from utils.settings.command_line import Command
 from utils.settings.images import load_images
 from utils.settings.schema import Settings
+from utils.table import Cell, Column, Table, number
 from utils.terminal import Terminal
 from utils.training.memory import needed, total
 
@@ -78,24 +79,25 @@ def memory_of_training(settings: Settings, splits: ImageSplits, job: Job) -> dic
 def show_levels(found: dict[str, SplitContents], settings: Settings, terminal: Terminal) -> None:
     """A row for each split."""
     mean, deviation = settings.dataset.standardisation
-    terminal.table(
+    names = ("images", "min", "max", "mean", "deviation", "repeated")
+    table = Table(
         f"Levels of the images; mean and deviation on 0 … 255, where dataset.standardisation is "
         f"[{mean:g}, {deviation:g}]",
-        ["split", "", "images", "min", "max", "mean", "deviation", "repeated"],
+        [Column("split", text=True), *map(Column, names)],
         [
             [
-                split,
-                "",
-                f"{one.images:,}",
-                f"{one.min:g}",
-                f"{one.max:g}",
-                f"{one.mean:.2f}",
-                f"{one.deviation:.2f}",
-                f"{one.repeated:,}",
+                Cell(split),
+                Cell(f"{one.images:,}"),
+                Cell(f"{one.min:g}"),
+                Cell(f"{one.max:g}"),
+                number(one.mean),
+                number(one.deviation),
+                Cell(f"{one.repeated:,}"),
             ]
             for split, one in found.items()
         ],
     )
+    terminal.table(table)
 
 
 def show_classes(classes: dict[str, list[int]], terminal: Terminal) -> None:
@@ -103,11 +105,12 @@ def show_classes(classes: dict[str, list[int]], terminal: Terminal) -> None:
     if classes:
         shown = list(classes.items())[:MOST_CLASSES]
         more = ", the first" * (len(shown) < len(classes))
-        terminal.table(
+        table = Table(
             f"Images of {len(classes)} classes{more}",
-            ["class", "", *SPLITS],
-            [[name, "", *(f"{count:,}" for count in counts)] for name, counts in shown],
+            [Column("class", text=True), *map(Column, SPLITS)],
+            [[Cell(name), *(Cell(f"{count:,}") for count in counts)] for name, counts in shown],
         )
+        terminal.table(table)
 
 
 def show_repeated(found: dict[str, SplitContents], terminal: Terminal) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from utils import checkpoint
-from utils.evaluation.compare import Run, sources, stored
+from utils.evaluation.compared_runs import Run, cached_run, sources
 from utils.evaluation.scoring import score
 from utils.files import write_scores
 from utils.processes.launch import Processes
@@ -20,7 +20,7 @@ def compare(command: Command, processes: Processes) -> None:
     terminal = Terminal(processes.is_main)
     runs = []
     for source in sources(command.value("runs")):
-        run = stored(source, task, runs_dir, command.overrides)
+        run = cached_run(source, task, runs_dir, command.overrides)
         if run is None:
             terminal.line(f"Scoring {source}")
             run = _scored(source, command, processes)
@@ -43,5 +43,5 @@ def _scored(source: str, command: Command, processes: Processes) -> Run:
     )
     if processes.is_main:
         folder = checkpoint.output_folder(source, command.value("runs_dir"))
-        write_scores(folder, f"{split}_scores", found.record, found.per_image)
+        write_scores(folder, f"{split}_scores", found.record.to_json(), found.per_image)
     return Run(found.record, found.per_image)

@@ -1,11 +1,10 @@
 """task=sync: what the folders of runs hold, brought to W&B."""
 
-import json
 import logging
 from pathlib import Path
 
 from utils.errors import ConfigError
-from utils.evaluation.scoring import flat
+from utils.evaluation.record import ScoreRecord
 from utils.processes.launch import Processes
 from utils.runs import checkpoints
 from utils.runs.folder import RESULTS, locked, log_to, matching, recorded_run
@@ -82,7 +81,7 @@ def _send(sink: WandbSink, folder: Path, rows: list[dict]) -> None:
     results, now = folder / f"{RESULTS}.json", (rows[-1]["epoch"], rows[-1]["step"])
     if results.exists():
         sink.trained(rows[-1]["step"])
-        sink.summary(flat(json.loads(results.read_text())))
+        sink.summary(ScoreRecord.read(results).tracker_values())
         sink.pictures(sorted((folder / "figures").glob("*.png")), *now)
         page = folder / "report" / "report.html"
         if page.exists():

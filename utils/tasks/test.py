@@ -6,7 +6,7 @@ from utils.evaluation.scoring import Score, score
 from utils.files import write_scores
 from utils.processes.collectives import main_first
 from utils.processes.launch import Processes
-from utils.report.score_tables import show
+from utils.report.tables import show_score
 from utils.settings.command_line import Command
 from utils.tasks.trained import Trained
 
@@ -36,9 +36,9 @@ def _score(trained: Trained) -> tuple[Score, EvaluationBatches]:
     found = score(
         trained.model, settings, batches, settings.task.split, trained.file, job.terminal, measures
     )
-    show(job.terminal, found.record)
+    show_score(job.terminal, found.record, found.metrics)
     if job.is_main:
         stem = f"{settings.task.split}_scores"
-        path = write_scores(trained.output, stem, found.record, found.per_image)
+        path = write_scores(trained.output, stem, found.record.to_json(), found.per_image)
         job.terminal.line(f"Also in {path}")
     return found, batches

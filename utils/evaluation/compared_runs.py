@@ -1,0 +1,187 @@
+"""The runs of a comparison: found, read from their files, and grouped.
+
+A run is results.json (or a test's scores) and the .npz beside it. Runs that differ in nothing but
+the seed form one group.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from utils import checkpoint
+from utils.errors import ConfigError
+from utils.evaluation.collapse import CollapseReport
+from utils.evaluation.record import REMEDY, ScoreRecord
+from utils.files import file_digest
+from utils.runs.folder import RESULTS, matching
+from utils.settings.identity import determining
+from utils.settings.recorded import recorded_settings
+from utils.settings.schema.task import CompareTask
+
+EVALUATION = ("train.seed", "model.is_k", "model.is_k_prior")  # may differ for the same model
+NAMED_DIFFERENCES = 3  # settings that a group's label may spell out
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model's record on a split, and its per-image figures: (N, …) nats."""
+
+    record: ScoreRecord
+    per_image: dict[str, np.ndarray]
+
+    @property
+    def seed(self) -> int:
+        """train.seed."""
+        return self.record.seed
+
+    @property
+    def bound(self) -> CollapseReport:
+        """KL per layer and active units."""
+        return self.record.bound
+
+    @cached_property
+    def settings(self) -> dict:
+        """The settings that determine the model, without the seed: dotted key -> value."""
+        settings = determining(self.record.config)
+        return {key: value for key, value in settings.items() if key not in EVALUATION}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds alone."""
+
+    label: str
+    runs: list[Run]
+
+    @property
+    def seeds(self) -> list[int]:
+        """train.seed of every run."""
+        return [run.seed for run in self.runs]
+
+    def values(self, figure: Callable[[Run], float]) -> list[float]:
+        """A figure of every run."""
+        return [figure(run) for run in self.runs]
+
+
+def sources(named: Sequence[str]) -> list[str]:
+    """The paths of the runs that the setting `runs` names; patterns are expanded.
+
+    Raises:
+        ConfigError: if there are fewer than two.
+    """
+    paths = [path for name in named for path in matching(name)]
+    if len(paths) < 2:
+        raise ConfigError(
+            f"runs={list(named)} names {len(paths)} run(s): name two or more, as in "
+            "'runs=[runs/digits_*]'."
+        )
+    return paths
+
+
+def cached_run(
+    source: str, task: CompareTask, runs_dir: str, overrides: Sequence[str]
+) -> Run | None:
+    """The run's scores from its files; None if they are missing or not what the task asks for.
+
+    Raises:
+        ConfigError: if a file is damaged.
+    """
+    output_folder = checkpoint.output_folder(source, runs_dir)
+    file = checkpoint.locate(source, runs_dir)
+    folder = Path(source).expanduser()
+    scores_only = folder.is_dir() and not file.exists()  # a folder without a checkpoint
+    for stem in (RESULTS, f"{task.split}_scores"):
+        path = (folder if scores_only else output_folder) / f"{stem}.json"
+        if not (path.exists() and path.with_suffix(".npz").exists()):
+            continue
+        run = read_run(path)
+        current = scores_only or file_digest(file) == run.record.checkpoint_digest
+        if current and (scores_only or _answers(run.record, task, overrides)):
+            return run
+    return None
+
+
+def read_run(path: Path) -> Run:
+    """A run from its JSON file and the .npz beside it.
+
+    Raises:
+        ConfigError: if one of them is damaged.
+    """
+    record, arrays_path = ScoreRecord.read(path), path.with_suffix(".npz")
+    try:
+        with np.load(arrays_path) as arrays:
+            per_image = {name: arrays[name] for name in arrays.files}
+    except (BadZipFile, ValueError, EOFError) as error:
+        raise ConfigError(f"{arrays_path} is damaged ({error}): {REMEDY}.") from error
+    return Run(record, per_image)
+
+
+def _answers(record: ScoreRecord, task: CompareTask, overrides: Sequence[str]) -> bool:
+    """Whether a record is of the split, images, estimators and samples asked for."""
+    settings = recorded_settings(record.config, overrides, record.checkpoint)
+    model = settings.model
+    return (
+        record.split == task.split
+        and record.seed == settings.train.seed
+        and record.config["task"].get("num_images") == task.num_images
+        and set(task.estimators) <= {estimate.estimator for estimate in record.likelihoods}
+        and all(
+            estimate.num_samples == model.is_k
+            and estimate.prior_samples in (None, model.is_k_prior)
+            for estimate in record.likelihoods
+        )
+    )
+
+
+def groups(runs: Sequence[Run]) -> list[Group]:
+    """The runs grouped by all settings but the seed, in the order in which they are given.
+
+    Raises:
+        ConfigError: if they were evaluated on different images, or one of them appears twice.
+    """
+    by_settings: dict[str, list[Run]] = {}
+    for run in runs:
+        _check_images(run.record, runs[0].record)
+        same = by_settings.setdefault(json.dumps(run.settings, sort_keys=True), [])
+        if run.seed in [other.seed for other in same]:
+            raise ConfigError(
+                f"{run.record.checkpoint} is among the runs twice, or has the settings and the "
+                f"seed {run.seed} of another: name each once."
+            )
+        same.append(run)
+    labels = _labels([same[0] for same in by_settings.values()])
+    return [
+        Group(label, sorted(same, key=lambda run: run.seed))
+        for label, same in zip(labels, by_settings.values(), strict=True)
+    ]
+
+
+def _check_images(record: ScoreRecord, first: ScoreRecord) -> None:
+    """Raise ConfigError unless both were evaluated on the same images."""
+    if record.images_digest != first.images_digest:
+        raise ConfigError(
+            f"{record.checkpoint} ({record.dataset}, {record.split}) and "
+            f"{first.checkpoint} ({first.dataset}, {first.split}) were evaluated on "
+            "different images: compare runs on the same split of the same data set."
+        )
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The runs' names; runs of the same name are told apart by the settings that differ."""
+    labels = []
+    for run in runs:
+        namesakes = [other for other in runs if other.record.name == run.record.name]
+        keys = sorted({key for other in namesakes for key in other.settings})
+        differing = [
+            key for key in keys if len({repr(other.settings.get(key)) for other in namesakes}) > 1
+        ]
+        named = [f"{key}={run.settings.get(key)}" for key in differing[:NAMED_DIFFERENCES]]
+        labels.append(" ".join([run.record.name, *named]))
+    if len(set(labels)) < len(labels):
+        labels = [f"{label} ({index})" for index, label in enumerate(labels, 1)]
+    return labels

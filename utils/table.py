@@ -1,0 +1,70 @@
+"""A table as data: made once, printed on the terminal and set into a page from the same object."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The text that a table shows, and the number that a page sorts it by."""
+
+    text: str
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's heading and what its figures mean.
+
+    text: words, aligned to the left; numbers are aligned to the right. page_only: a detail that the
+    narrow terminal leaves out.
+    """
+
+    name: str
+    explanation: str = ""
+    text: bool = False
+    page_only: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with one cell per column; folded: closed on a page until it is clicked."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    folded: bool = False
+
+    def for_terminal(self) -> "Table":
+        """This table without the columns that only a page shows."""
+        kept = [index for index, column in enumerate(self.columns) if not column.page_only]
+        return replace(
+            self,
+            columns=[self.columns[index] for index in kept],
+            rows=[[row[index] for index in kept] for row in self.rows],
+        )
+
+
+def integer(value: int) -> Cell:
+    """A whole number, as it is."""
+    return Cell(str(value), value)
+
+
+def number(value: float, digits: int = 2) -> Cell:
+    """A number with so many decimals."""
+    return Cell(f"{value:.{digits}f}", value)
+
+
+def with_error(value: float, error: float, digits: int = 2) -> Cell:
+    """A number ± its error; sorted by the number."""
+    return Cell(f"{value:.{digits}f} ± {error:.{digits}f}", value)
+
+
+def share(value: float) -> Cell:
+    """A share, as a percentage."""
+    return Cell(f"{value:.1%}", value)
+
+
+def count_of(count: int, total: int) -> Cell:
+    """“3 of 16”, sorted by the share."""
+    return Cell(f"{count:,} of {total:,}", count / total)
