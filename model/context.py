@@ -22,7 +22,7 @@ DITHER = 0.25  # half-width of the uniform dither, in levels
 class Context(Part):
     """A deterministic summary of the image, made from (channels, image_size, ctx_size)."""
 
-    active: Tensor  # (C, d, d): 1 where an element carries something, 0 where it is constant
+    active: Tensor  # (C, d, d): 1, or 0 where an element is constant over the data
 
     def fit(self, images: Tensor, max_value: int) -> None:
         """Set what depends on the training images (N, C, H, W) uint8, levels 0 … max_value."""
@@ -52,7 +52,7 @@ class DCTContext(Context):
 
     @property
     def active(self) -> Tensor:
-        """1 where the context carries something, 0 where S is 0: (C, d, d)."""
+        """(C, d, d): 0 where S is 0, else 1."""
         return (self.scale > 0).to(self.scale)
 
     def transform(self, x: Tensor) -> Tensor:

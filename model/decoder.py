@@ -152,8 +152,8 @@ class LadderDecoder(Part):
 class ContextDecoder(LadderDecoder):
     """The ladder under a context: a quantised DCT of x (or x downsampled), diffusion prior.
 
-    context: makes another context than those that ctx_type names, from (channels, image_size,
-    ctx_size). z_L_prior: makes the context's prior, which must be bounded.
+    context: makes a context from (channels, image_size, ctx_size), in place of the one of
+    `CONTEXTS` that ctx_type names. z_L_prior: makes the context's prior, which must be bounded.
     """
 
     num_top = 1
@@ -166,7 +166,7 @@ class ContextDecoder(LadderDecoder):
         style: BlockStyle,
         z_L_prior: Callable[[LatentSite], Prior],
         ctx_size: int,
-        ctx_type: str,
+        ctx_type: str | None,
         ctx_posterior_var: str,
         ctx_posterior_var_init: float,
         z_L_bits: int,
@@ -184,11 +184,12 @@ class ContextDecoder(LadderDecoder):
         bits = None if self.context_posterior.continuous else z_L_bits
         site = LatentSite(channels, ctx_size, bits, coarsest.channels, style, self.log_variance)
         self.context_prior = z_L_prior(site)
+        self.check_arguments(size, z_L_prior=type(self.context_prior))
         self.context_conv = nn.Conv2d(channels, coarsest.channels, 3, padding=1)
 
     @classmethod
     def check_arguments(cls, size: int, *, z_L_prior: Callable, **others: Any) -> None:
-        """z_L_prior: the class of prior (a function that makes one is taken on trust)."""
+        """z_L_prior: the prior's class; what a function makes is checked once it is built."""
         if not getattr(z_L_prior, "bounded", True):
             raise ValueError(
                 "z_L_prior of a context must be a diffusion model: use "

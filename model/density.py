@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Density(ABC):
     """p(z | what is above it) of one layer for a batch, as a prior returns it.
 
-    z and all results "per element" are (B, w, h, h), in nats. Beside the methods it has a `mean`
-    and a `stddev`, that broadcast to z.
+    z and everything per element are (B, w, h, h); probabilities are in nats. Besides the methods a
+    density has a `mean` and a `stddev` that broadcast to z.
     """
 
     kl_is_exact = False  # whether `kl_from` is the KL itself, not an estimate from the sample z
@@ -39,7 +39,7 @@ class Density(ABC):
         return self.kl_from(q, z)
 
     def log_weight(self, z: Tensor, noise: Noise, paths: int) -> Tensor:
-        """log of p(z) or of an unbiased estimate of it, from `paths` paths: (B,) nats."""
+        """log of p(z), or of an unbiased estimate of p(z) from `paths` sampled paths: (B,) nats."""
         return self.log_prob(z).flatten(1).sum(1)
 
     def residuals(self, z: Tensor) -> Tensor | None:
@@ -47,5 +47,5 @@ class Density(ABC):
         return None
 
     def active_mask(self, z: Tensor) -> Tensor:
-        """Which elements of z carry something: booleans of z's shape."""
+        """Which elements of z are not constant over the data: booleans of z's shape."""
         return torch.ones_like(z, dtype=torch.bool)

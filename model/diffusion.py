@@ -3,7 +3,7 @@
     p(u) = E over paths of p(u_{T−1}) Π_{t≥1} p(u_{t−1} | u_t) p(u | u_0)
 
 Ho et al. 2020, with the discretised Gaussian at the last step; section 3 of arXiv 2302.09976.
-Terms are per element, (B, C, d, d) in nats, so that elements that carry nothing can be left out.
+Terms are per element, (B, C, d, d) in nats, so that constant elements can be left out.
 A step t is (B,), or (1,) where all images are at the same one: the net then embeds it once.
 """
 
@@ -74,7 +74,7 @@ class DiffusionPrior(Prior):
         return self.context_density(active, noise), None
 
     def context_density(self, active: Tensor, noise: Noise) -> "DiffusionDensity":
-        """p(u), of whose elements `active` (C, d, d) says which carry something."""
+        """p(u) over the elements where `active` (C, d, d) is 1; the others are constant."""
         return DiffusionDensity(self, active, noise)
 
     def noised(self, u: Tensor, t: Tensor) -> Gaussian:
@@ -227,7 +227,7 @@ class DiffusionDensity(Density):
     noise: Noise
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """A lower bound on log p(u), per element as the bound's terms fall: (B, C, d, d)."""
+        """A lower bound on log p(u), split over the elements: (B, C, d, d)."""
         return self.prior.bound(u, self.active, self.noise)
 
     def kl_from(self, q: Gaussian | TwoPoint, u: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ class DiffusionDensity(Density):
         return self.prior.sample(n, self.active, noise, temperature)
 
     def active_mask(self, u: Tensor) -> Tensor:
-        """True where an element carries something."""
+        """True where an element is not constant."""
         return self.active.expand_as(u) > 0
 
     @property

@@ -45,8 +45,9 @@ class Estimator(ABC):
     ) -> Iterator[Tensor]:
         """The log-weights of `num_samples` samples per image, (k, B) nats at a time.
 
-        x (B, C, H, W): what posteriors see; target: what the likelihood is asked about. At most
-        `max_rows` samples × images are decoded at once (but one sample of every image).
+        x (B, C, H, W): the encoder's input. target: the image whose log-probability is wanted, x or
+        its binarisation. At most `max_rows` samples × images are decoded at once (though never less
+        than one sample of every image).
         """
 
 
@@ -142,9 +143,9 @@ def named(estimator: str | Estimator) -> Estimator:
 
 
 def log_mean(chunks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-    """From log-weights, (k, B) at a time, to log of their mean and (Σw)²/Σw², both (B,).
+    """The log of the weights' mean and their effective number (Σw)²/Σw², both (B,).
 
-    The second is their effective number. The weights are not kept.
+    chunks: log-weights, (k, B) at a time, of which none are kept.
     """
     first = next(chunks)
     total, squares, count = first.logsumexp(0), (2.0 * first).logsumexp(0), len(first)
@@ -169,7 +170,7 @@ def with_published_kl(latent: Latent) -> Latent:
 def sample_chunks(
     noise: Noise, num_samples: int, batch: int, max_rows: int
 ) -> Iterator[tuple[Noise, int]]:
-    """(streams, number) of some samples at a time, at most `max_rows` rows unless one has more."""
+    """(noise, count) of consecutive chunks of samples, of at most `max_rows` rows if possible."""
     chunk = max(1, max_rows // batch)
     for first in range(0, num_samples, chunk):
         count = min(chunk, num_samples - first)

@@ -30,8 +30,8 @@ from model.scales import Scale
 class Latent:
     """One layer: z (B, w, h, h), its posterior q and prior p, and KL per element (nats).
 
-    q is None where there was no feature to infer it from, kl where z did not come from q or where
-    nobody asked for it.
+    q is None where there was no feature to infer it from. kl is None where z did not come from q,
+    or where it has not been computed.
     """
 
     z: Tensor
@@ -40,7 +40,7 @@ class Latent:
     kl: Tensor | None = None
 
     def with_kl(self) -> "Latent":
-        """The same with its KL, which may draw from the noise that p was made with."""
+        """This latent with its KL, an estimate of which draws from the noise that p holds."""
         return replace(self, kl=self.p.kl_from(self.q, self.z))
 
 

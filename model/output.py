@@ -16,7 +16,7 @@ class LadderOutput:
 
     px: Likelihood  # p(x | z, u)
     latents: list[Latent]  # top to bottom, the context first where there is one
-    target: Tensor  # (B, C, H, W), whose log-probability is asked for: x, or a binarisation of it
+    target: Tensor  # (B, C, H, W), whose log-probability counts: x, or a binarisation of it
 
     @property
     def kl(self) -> Tensor:

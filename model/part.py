@@ -14,9 +14,9 @@ class Part(nn.Module):
 
         size: height and width of what the part works on: the image for the whole model and its
         decoders, the latent for a prior and its denoiser. arguments: those of the constructor that
-        are known before building, by name; each class looks at the ones it has something to say on.
+        are known before building, by name; each class names those that it checks.
 
         Raises:
-            ValueError: in one sentence that begins with the argument's name, so that a caller can
-                put in front of it where the argument was set.
+            ValueError: in one sentence that begins with an argument's name, so that the caller can
+                prefix it with the key that the argument has in the settings.
         """

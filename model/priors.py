@@ -53,14 +53,14 @@ class Prior(Part):
         raise NotImplementedError
 
     def context_density(self, active: Tensor, noise: Noise) -> Density:
-        """p(u) of a context, of whose elements `active` (C, d, d) says which carry something.
+        """p(u) of a context, which is constant except where `active` (C, d, d) is 1.
 
-        Bounded priors have it, and no others: a context lies in [−1, 1].
+        Only bounded priors need it: a context lies in [−1, 1].
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot be the prior of a context.")
+        raise NotImplementedError
 
     def after_optimizer_step(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Update what is learned without gradients; total: sums over processes with one batch."""
+        """Update what is learned without gradients; total: sums over the batch's processes."""
 
 
 class NetworkPrior(Prior):

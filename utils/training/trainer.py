@@ -221,8 +221,8 @@ class Trainer:
 
     def _forward(self, module: nn.Module, batch: Batch, beta: float) -> tuple[Tensor, ...]:
         """Loss (bits/dim), reconstruction (B,) and kl (B, L) of this step: the same every time."""
-        purpose = (NoisePurpose.TRAINING, self.progress.step)
-        keys = Noise.keyed(batch.ids, self.settings["seed"], *purpose).keys
+        salts = (self.settings["seed"], NoisePurpose.TRAINING, self.progress.step)
+        keys = Noise.keyed(batch.ids, *salts).keys
         with torch.autocast(self.device.type, self.amp_dtype, enabled=bool(self.amp_dtype)):
             return module(batch.x, keys, beta)
 
