@@ -142,7 +142,7 @@ def test_the_page_says_what_was_evaluated_and_how(written):
 def test_a_name_is_text_and_never_markup(written):
     _, content, _ = written
     named = ReportContent.model_validate({**content, "name": "<b>x</b>"})
-    sections = collapse_page.sections(named, {})
+    sections = collapse_page.sections(named, {}, {}, {})
     from utils.report.page import TEMPLATE, write_page
 
     assert TEMPLATE.exists()
