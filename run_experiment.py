@@ -48,7 +48,7 @@ from utils.tracking import wandb_client
 from utils.processes.launch import Processes
 from utils.files import write_scores
 from utils.processes.peers import ASKED
-from utils.training.memory import check_memory, keep_freed
+from utils.training.memory import check_memory, disable_malloc_trim
 from utils.settings.rules import check
 from utils.runs.folder import RunFolder, locked, log_to, matching, recorded_run, recorded_settings
 from utils.runs.background import Saver
@@ -56,7 +56,8 @@ from utils.runs.signals import INTERRUPTED, Interrupted, Signals
 from utils.terminal import Terminal
 from utils.processes.threads import use_threads
 from utils.tracking.tracker import open_tracker
-from utils.training.trainer import Trainer, TrainingStopped
+from utils.training.stopping import TrainingStopped
+from utils.training.trainer import Trainer
 from utils.settings.validation import validate
 
 MAIN_PROCESS = os.getpid()
@@ -141,11 +142,11 @@ def train(composed: DictConfig, processes: Processes) -> None:
             optimizer,
             scheduler,
             settings["train"],
-            Saver(write) if processes.is_main else None,
-            draw,
-            tracker,
-            terminal,
-            signals,
+            saver=Saver(write) if processes.is_main else None,
+            draw_figures=draw,
+            tracker=tracker,
+            terminal=terminal,
+            signals=signals,
         )
         saved = collectives.main_first(processes, lambda: checkpoints.newest(folder.last))
         if saved is not None:
@@ -400,7 +401,7 @@ def main() -> int:
     """Compose, run, and give an exit status."""
     composition.take_secrets(sys.argv)
     composition.quote_texts(sys.argv)
-    keep_freed()
+    disable_malloc_trim()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors of its own making and exits
     try:
         job()

@@ -139,14 +139,14 @@ def test_a_process_is_not_charged_with_its_parents_memory():
 def test_memory_that_was_freed_is_used_again():
     program = (
         "import resource, torch\n"
-        "from utils.training.memory import keep_freed\n"
+        "from utils.training.memory import disable_malloc_trim\n"
         "def faults():\n"
         "    for turn in range(8):\n"
         "        if turn == 4: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "        torch.ones(25_000_000)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
         "given_back = faults()\n"
-        "keep_freed()\n"
+        "disable_malloc_trim()\n"
         "print(given_back, faults())\n"
     )
     command = [sys.executable, "-c", program]

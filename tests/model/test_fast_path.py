@@ -13,7 +13,7 @@ from model.noise import Noise
 from model.objective import LossModule
 from model.unet import TimeBlock
 from tests.conftest import compose, randomised, shrunk
-from tests.training.test_trainer import make_trainer
+from tests.training.trainers import make_trainer
 from utils.settings import build, composition
 from utils.training import memory
 
@@ -98,7 +98,7 @@ def test_recomputing_activations_saves_memory():
     sizes = []
     for on in ("false", "true"):
         settings = compose("mnist_dct_ladder", f"train.checkpoint_activations={on}")
-        sizes.append(memory.needed(settings, 2)[1])
+        sizes.append(memory.estimate_memory(settings, 2)[1])
     assert sizes[1] < 0.4 * sizes[0]
 
 

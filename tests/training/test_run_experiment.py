@@ -149,7 +149,7 @@ def test_two_processes_share_one_run(tmp_path):
         pytest.skip("no mpiexec beside this Python (pip install mpich)")
     arguments = ["experiment=digits_dct_ladder", *SMALL, *QUIET, "train.ddp=true"]
     found = call(tmp_path, *arguments, launcher=(str(mpiexec), "-n", "2"))
-    assert "batch 100 = 2 process(es) × 1 pass(es) × 50; started by mpi" in found.stdout
+    assert "batch 100 = 2 process(es) × 1 micro-batch(es) × 50; started by mpi" in found.stdout
     assert found.stdout.count("epoch    1") == 1 and found.stderr == ""
     assert len(metrics(only_run(tmp_path))) == 2
     assert json.loads((only_run(tmp_path) / "results.json").read_text())["bound"]["images"] == FEW

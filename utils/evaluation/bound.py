@@ -4,10 +4,10 @@ Noise is a function of (seed, purpose, image, sample): no figure depends on the 
 chunk size or the number of processes, beyond the order of floating-point sums.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -109,7 +109,7 @@ def rows_that_fit(model: LadderVAE, x: torch.Tensor) -> int:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Bytes that can be had on the device."""
+    """Bytes of memory that can be taken on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return psutil.virtual_memory().available

@@ -16,7 +16,7 @@ from utils.report import pictures
 from utils.report.drawing import Drawing, save
 from utils.settings.build import load_images
 from utils.terminal import Terminal
-from utils.training.memory import needed, total
+from utils.training.memory import estimate_memory, total_memory
 
 CHUNK = 4096  # images at a time
 ROWS = {"train": 6, "validation": 2, "test": 2}  # of the contact sheet
@@ -36,7 +36,7 @@ def check_data(settings: dict, device: torch.device, output: Path, terminal: Ter
     for note in splits.notes:
         terminal.line(f"{name}: {note}")
     passes = settings["train"]["acc_grad"]
-    weights, activations = needed(settings, -(-data["batch_size"] // passes))
+    weights, activations = estimate_memory(settings, -(-data["batch_size"] // passes))
     pixels = sum(len(getattr(splits, s)) for s in SPLITS) * math.prod(splits.image_shape)
     on_disk = not isinstance(splits.train, Tensor)
     record = {
@@ -52,7 +52,7 @@ def check_data(settings: dict, device: torch.device, output: Path, terminal: Ter
             "on_disk": pixels if on_disk else 0,
             "weights": round(weights),
             "activations": round(activations),
-            "there": total(device),
+            "there": total_memory(device),
         },
     }
     show(record, settings, device, terminal)

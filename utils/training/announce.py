@@ -1,4 +1,4 @@
-"""What is about to be trained, in a few lines."""
+"""The lines that a training run starts with."""
 
 from datasets.splits import ImageSplits
 from utils.processes.launch import Processes
@@ -15,10 +15,10 @@ def announce(
     processes: Processes,
     threads: int,
 ) -> None:
-    """What is about to run, in a few lines."""
+    """Print model, data, batch arithmetic and the step that a continued run starts at."""
     settings, model, progress = folder.config, trainer.model, trainer.progress
-    batch, passes = trainer.batches.batch_size, settings["train"]["acc_grad"]
-    share = batch // (processes.world * passes)
+    batch, micro_batches = trainer.batches.batch_size, settings["train"]["acc_grad"]
+    share = batch // (processes.world * micro_batches)
     parameters = sum(p.numel() for p in model.parameters())
     where = f"{model.device}, {threads} thread(s)" if model.device.type == "cpu" else model.device
     terminal.line(f"{folder.name}: {parameters:,} parameters, on {where}")
@@ -26,7 +26,7 @@ def announce(
     for note in splits.notes:
         terminal.line(f"{settings['dataset']['name']}: {note}")
     terminal.line(
-        f"batch {batch} = {processes.world} process(es) × {passes} pass(es) × {share}"
+        f"batch {batch} = {processes.world} process(es) × {micro_batches} micro-batch(es) × {share}"
         + (f"; started by {processes.launcher}" if processes.world > 1 else "")
     )
     if progress.step:

@@ -1,10 +1,10 @@
-"""How much memory training takes, known before any is taken; and keeping it between steps."""
+"""How much memory training takes, estimated before any is allocated; malloc between steps."""
 
 import ctypes
-import os
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 from model.layers import Unit
@@ -14,17 +14,17 @@ from utils.errors import ConfigError
 from utils.settings.build import build_model, build_objective
 
 FLOAT, COPIES = 4, 4  # bytes; of each weight: itself, its gradient, two moments
-FEWEST = 4  # maps of a scale's channels that training keeps per latent: fewer than it does …
-MAPS = 50  # … and so many times as much is more than it does
+MIN_MAPS = 4  # feature maps of a scale's channels per latent: fewer than training keeps …
+MAX_OVER_MIN = 50  # … and this many times their size is more than it keeps
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def keep_freed() -> None:
-    """Let this process keep what it frees, up to its highest, where the C library is glibc.
+def disable_malloc_trim() -> None:
+    """Keep freed memory in this process instead of returning it to the system (glibc alone).
 
-    Else each step hands its maps back to the system and is given zeroed pages again: some 45,000
-    faults and a tenth of a step of mnist_dct_ladder on two cores.
+    Otherwise each step returns its feature maps and faults zeroed pages in again: some 45,000 page
+    faults and a tenth of the time of a step of mnist_dct_ladder on two cores.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -33,44 +33,47 @@ def keep_freed() -> None:
 
 
 def check_memory(settings: dict, device: torch.device, processes: int) -> None:
-    """Refuse what cannot fit the device, whatever else is on it.
+    """Refuse settings whose training cannot fit into the device's memory, even if all is free.
 
     Raises:
         ConfigError: naming what takes the memory.
     """
-    there = total(device)
+    available = total_memory(device)
     data, train = settings["dataset"]["data_module"], settings["train"]
     images = -(-data["batch_size"] // (processes * train["acc_grad"]))
-    weights, activations = least(settings, images)
-    if weights + activations <= there < 4 * weights + MAPS * activations:
-        weights, activations = needed(settings, images)
-    if weights > there:
+    weights, activations = memory_lower_bound(settings, images)
+    if weights + activations <= available < 4 * weights + MAX_OVER_MIN * activations:
+        weights, activations = estimate_memory(settings, images)
+    if weights > available:
         model = settings["model"]
         raise ConfigError(
             f"model.num_ch={model['num_ch']} and model.latent_scales={model['latent_scales']} make "
-            f"weights that train in {_shown(weights)} of memory, but {device} has {_shown(there)}: "
-            "use fewer channels, latents or blocks."
+            f"weights that train in {_gigabytes(weights)} of memory, but {device} has "
+            f"{_gigabytes(available)}: use fewer channels, latents or blocks."
         )
-    if weights + activations > there:
+    if weights + activations > available:
         raise ConfigError(
-            f"dataset.data_module.batch_size={data['batch_size']} takes {_shown(activations)} of "
-            f"memory for the {images} images of a pass, but {device} has {_shown(there)}: lower "
-            "it, or raise train.acc_grad or set train.checkpoint_activations=true, which do not "
-            "change the result."
+            f"dataset.data_module.batch_size={data['batch_size']} takes "
+            f"{_gigabytes(activations)} of memory for the {images} images of a micro-batch, but {device} has "
+            f"{_gigabytes(available)}: lower it, or raise train.acc_grad or set "
+            "train.checkpoint_activations=true, which do not change the result."
         )
 
 
-def total(device: torch.device) -> int:
-    """Bytes of memory that the device has in all."""
+def total_memory(device: torch.device) -> int:
+    """Bytes of the device's memory: on a CPU, what is installed or this cgroup's limit."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = psutil.virtual_memory().total
     limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
     return min(physical, int(limit)) if limit.isdigit() else physical
 
 
-def least(settings: dict, images: int) -> tuple[float, float]:
-    """(weights', activations') bytes that training takes at least, by the sizes alone."""
+def memory_lower_bound(settings: dict, images: int) -> tuple[float, float]:
+    """(weights', activations') bytes that training takes at least, from the sizes alone.
+
+    Cheap: most settings are far from the limit, and need no `estimate_memory`.
+    """
     model, dataset = settings["model"], settings["dataset"]
     names = ("latent_scales", "latent_width", "num_ch", "scale_ch_mult", "start_scale_at_x")
     weights, maps = 0.0, 0.0
@@ -78,18 +81,18 @@ def least(settings: dict, images: int) -> tuple[float, float]:
         hidden = int(scale.channels * model["block_ch_mult"])
         nets = scale.num_latents * (1 + model["decoder"].get("num_blocks_per_scale", 1))
         weights += nets * (18 * hidden**2 + 2 * hidden * scale.channels)
-        maps += FEWEST * scale.num_latents * scale.channels * scale.size**2
-    unet = model["decoder"].get("z_L_prior", {}).get("model", {})
-    if "model_channels" in unet:
-        widest = unet["model_channels"] * max(unet.get("channel_mult", [1]))
-        weights += 18 * widest**2 * unet.get("num_res_blocks", 1)
+        maps += MIN_MAPS * scale.num_latents * scale.channels * scale.size**2
+    weights += _unet_parameters(model["decoder"].get("z_L_prior", {}).get("model", {}))
     maps += model["num_mix"] * dataset["image_size"] ** 2
     return FLOAT * COPIES * weights, FLOAT * images * maps
 
 
-def needed(settings: dict, images: int) -> tuple[float, float]:
-    """(weights', activations') bytes of a training pass over so many images, without taking any."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # seconds: only where it is close
+def estimate_memory(settings: dict, images: int) -> tuple[float, float]:
+    """(weights', activations') bytes of a forward pass in training, without allocating any.
+
+    Runs it on fake tensors, and adds up the storages that autograd keeps for the backward pass.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes seconds to import
 
     dataset = settings["dataset"]
     kept = {}
@@ -123,5 +126,13 @@ def needed(settings: dict, images: int) -> tuple[float, float]:
     return float(COPIES * weights), float(activations)
 
 
-def _shown(count: float) -> str:
+def _unet_parameters(unet: dict) -> float:
+    """Parameters of the widest residual blocks of the diffusion prior's network, 0 without one."""
+    if "model_channels" not in unet:
+        return 0.0
+    widest = unet["model_channels"] * max(unet.get("channel_mult", [1]))
+    return 18 * widest**2 * unet.get("num_res_blocks", 1)
+
+
+def _gigabytes(count: float) -> str:
     return f"{count / 1e9:,.1f} GB"
