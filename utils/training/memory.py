@@ -54,8 +54,8 @@ def check_memory(settings: dict, device: torch.device, processes: int) -> None:
     if weights + activations > available:
         raise ConfigError(
             f"dataset.data_module.batch_size={data['batch_size']} takes "
-            f"{_gigabytes(activations)} of memory for the {images} images of a micro-batch, but {device} has "
-            f"{_gigabytes(available)}: lower it, or raise train.acc_grad or set "
+            f"{_gigabytes(activations)} of memory for the {images} images of a micro-batch, "
+            f"but {device} has {_gigabytes(available)}: lower it, or raise train.acc_grad or set "
             "train.checkpoint_activations=true, which do not change the result."
         )
 
