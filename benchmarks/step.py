@@ -4,6 +4,7 @@ A share is of this machine's matrix product, measured after every epoch: rates d
 machines and hours.
 """
 
+import math
 import statistics
 import tempfile
 import warnings
@@ -39,6 +40,7 @@ def make_trainer(
 ) -> Trainer:
     """A trainer as run_experiment.py makes it, without checkpoints."""
     settings = {"max_epochs": EPOCHS, "eval_freq": 1, "ema_rate": 0.0, "on_nonfinite": "skip"}
+    settings["checkpoint_every"] = math.inf
     return Trainer(
         subject.model,
         build.build_objective(subject.settings),
