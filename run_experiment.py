@@ -25,7 +25,7 @@ from utils.evaluation.scoring import parameter_counts, score
 from utils.processes.collectives import main_first
 from utils.processes.job import Job
 from utils.processes.launch import Processes
-from utils.processes.threads import use_threads
+from utils.settings.threads import use_threads
 from utils.report.during_training import PICTURED, draw
 from utils.report.tables import show_finished, show_score
 from utils.runs.checkpoints import newest
@@ -73,7 +73,7 @@ def train(command: Command, processes: Processes) -> None:
     with (
         Signals(settings.train.grace_seconds) as signals,
         folder.opened(finished, fetched),
-        open_tracker(settings.wandb, folder, model, job.terminal) as tracker,
+        open_tracker(settings.plain["wandb"], folder, model, job.terminal) as tracker,
     ):
         saved, trouble = main_first(processes, lambda: newest(folder.last))
         threads = use_threads(settings, processes, saved.get("threads"))
@@ -85,11 +85,12 @@ def train(command: Command, processes: Processes) -> None:
             optimizer,
             scheduler,
             settings.train,
-            folder.saver(tracker, images=images, threads=threads),
-            partial(draw, folder, tracker, validation.first(PICTURED)),
-            tracker,
-            job.terminal,
-            signals,
+            saver=folder.saver(tracker, images=images, threads=threads),
+            draw_figures=partial(draw, folder, tracker, validation.first(PICTURED)),
+            tracker=tracker,
+            terminal=job.terminal,
+            signals=signals,
+            metrics=build_own(settings, "metrics"),
         )
         if saved:
             folder.check_images(saved.get("images"), images)

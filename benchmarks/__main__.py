@@ -1,4 +1,4 @@
-"""How fast it is and what it takes: step, loader, evaluation, sampling, start, memory; one table.
+"""Speed and memory: step, loader, evaluation, sampling, start; one table.
 
     python -m benchmarks
     python -m benchmarks --root /path/to/data          # where MNIST is, for the start
@@ -26,7 +26,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--root", default="data", help="the folder of MNIST")
+    parser.add_argument("--root", default="data", help="the folder that holds MNIST")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
     arguments, overrides = parser.parse_known_args()
     overrides = overrides or ["experiment=mnist_dct_ladder"]

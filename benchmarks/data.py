@@ -1,12 +1,12 @@
-"""What a data set costs: seconds until it is ready, images per second of the loader, memory.
+"""Cost of a data set: seconds until it is ready, images per second of the loader, memory.
 
     python -m benchmarks.data dataset=mnist dataset.root=/path/to/data
     python -m benchmarks.data dataset=image_folder dataset.root=/path/to/images
     python -m benchmarks.data --generated 1000000
 
-first: with nothing stored yet (no cache of decoded images); again: the next start. The loader is
-timed alone, over as many batches as an epoch has (up to 2,000), ten of which don't count; on disk:
-the same from the file, not from memory, in turns. Memory: the most that was held until then.
+"first start": without a cache of decoded images; "again": the next start. The loader is timed
+alone, over an epoch's batches (up to 2,000) without the first ten; "on disk": reading from the
+cache's file instead of from memory, in turns. Memory: the peak until then.
 """
 
 import argparse
@@ -25,37 +25,37 @@ from datasets.splits import ImageSplits
 from utils.settings import composition
 from utils.settings.images import load_images
 from utils.settings.schema import Settings
-from utils.training.memory import keep_freed
+from utils.training.memory import disable_malloc_trim
 
-MOST, WARM = 2_000, 10  # batches
-TURNS = 7  # of each loader, of which the median counts
+MAX_BATCHES, WARM_UP = 2_000, 10
+TURNS = 7  # of each loader; the median is reported
 CHUNK = 10_000  # generated images at a time
 
 
-def loaded(settings: Settings) -> tuple[float, ImageSplits]:
-    """Seconds until the images are there, and they."""
-    began = time.perf_counter()
+def load(settings: Settings) -> tuple[float, ImageSplits]:
+    """(seconds until the images are ready, the images)"""
+    start = time.perf_counter()
     splits = load_images(settings)
-    return time.perf_counter() - began, splits
+    return time.perf_counter() - start, splits
 
 
 def rate(settings: Settings, splits: ImageSplits) -> float:
     """Images per second of training's batches, flips included."""
-    dataset = settings["dataset"]
+    dataset = settings.dataset
     batches = TrainBatches(
         splits.train,
         splits.max_value,
-        dataset["data_module"]["batch_size"],
-        settings["train"]["seed"],
-        dataset["horizontal_flip"],
+        dataset.data_module.batch_size,
+        settings.train.seed,
+        dataset.horizontal_flip,
     )
-    count = min(len(batches), MOST)
+    count = min(len(batches), MAX_BATCHES)
     steps = batches.epoch(0)
     for index in range(count):
-        if index == min(WARM, count - 1):
+        if index == min(WARM_UP, count - 1):
             began = time.perf_counter()
         next(steps)
-    timed = count - min(WARM, count - 1)
+    timed = count - min(WARM_UP, count - 1)
     return timed * batches.batch_size / (time.perf_counter() - began)
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--generated", type=int, help="so many random images of 32×32")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    keep_freed()
+    disable_malloc_trim()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [*arguments.overrides]
         if arguments.generated:
@@ -98,23 +98,23 @@ def main() -> None:
                 for limit in (0, 1e6)
             )
         rows, before, sources = [], peak_memory(), {}
-        first, splits = loaded(settings)
+        first, splits = load(settings)
         rows.append(
             ("first start", f"{first:.1f} s", f"{peak_memory():.2f} GB, {before:.2f} of it before")
         )
         if stored:
-            again, sources["loader, on disk"] = loaded(settings)
+            again, sources["loader, on disk"] = load(settings)
             rate(settings, sources["loader, on disk"])
             rows.append(
                 ("again, on disk, an epoch of it", f"{again:.1f} s", f"{peak_memory():.2f} GB")
             )
-        again, splits = loaded(in_memory)
+        again, splits = load(in_memory)
         sources["loader"] = splits
         rows.append(("again", f"{again:.1f} s", f"{peak_memory():.2f} GB"))
         rates = [[rate(settings, source) for source in sources.values()] for _ in range(TURNS)]
-        for name, found in zip(sources, zip(*rates, strict=True), strict=True):
-            rows.append((name, f"{statistics.median(found):,.0f} images/s", ""))
-    name = settings["dataset"]["name"]
+        for name, values in zip(sources, zip(*rates, strict=True), strict=True):
+            rows.append((name, f"{statistics.median(values):,.0f} images/s", ""))
+    name = settings.dataset.name
     table = Table(title=f"{name}: {splits.counts} images of {splits.image_shape}")
     for column in ("measure", "value", "memory"):
         table.add_column(column)

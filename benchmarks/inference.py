@@ -6,26 +6,24 @@ from benchmarks.measure import Row, Subject, seconds
 from utils.evaluation.bound import estimate_nll
 from utils.tasks.sample import SAMPLE_BATCH
 
-SAMPLES, IMAGES, REPEATS = 100, 32, 3
+SAMPLES, IMAGES = 100, 32
 GOALS = {"iwae": "≥ 800", "published": ""}
 
 
 def rows(overrides: list[str], device: torch.device) -> list[Row]:
     """Image-samples per second of both estimators, images per second of samples."""
-    subject = Subject.made(overrides, device, 1)
+    subject = Subject.create(overrides, device, 1)
     model, settings = subject.model.eval(), subject.settings
-    batches = subject.held_out(min(IMAGES, len(subject.images)))
-    paths = settings["model"]["is_k_prior"]
-    made = []
+    batches = subject.evaluation_batches(min(IMAGES, len(subject.images)))
+    paths = settings.model.is_k_prior
+    table = []
     for estimator, goal in GOALS.items():
-        took = seconds(
-            lambda e=estimator: estimate_nll(model, batches, e, SAMPLES, paths, 0, lambda n: None),
-            device,
-            REPEATS,
+        duration = seconds(
+            lambda e=estimator: estimate_nll(model, batches, e, SAMPLES, paths, 0, lambda n: None)
         )
-        rate = len(batches.images) * SAMPLES / took
-        note = f"{settings['name']}, K = {SAMPLES}"
-        made.append(Row(f"evaluation, {estimator}", f"{rate:,.0f} image-samples/s", goal, note))
-    took = seconds(lambda: model.sample(SAMPLE_BATCH), device, REPEATS)
-    note = f"{settings['name']}, batches of {SAMPLE_BATCH}"
-    return [*made, Row("sampling", f"{SAMPLE_BATCH / took:,.0f} images/s", "≥ 270", note)]
+        rate = len(batches.images) * SAMPLES / duration
+        note = f"{settings.name}, K = {SAMPLES}"
+        table.append(Row(f"evaluation, {estimator}", f"{rate:,.0f} image-samples/s", goal, note))
+    rate = SAMPLE_BATCH / seconds(lambda: model.sample(SAMPLE_BATCH))
+    note = f"{settings.name}, batches of {SAMPLE_BATCH}"
+    return [*table, Row("sampling", f"{rate:,.0f} images/s", "≥ 270", note)]

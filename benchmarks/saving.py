@@ -1,4 +1,4 @@
-"""What a checkpoint costs, for every experiment: bytes, and seconds that training waits for it.
+"""Cost of a checkpoint for every experiment: its size, and the seconds that training waits.
 
     python -m benchmarks.saving
     python -m benchmarks.saving --device cuda --folder /scratch
@@ -10,62 +10,52 @@ it goes on. "while busy" is a matrix product's rate during that writing, relativ
 import argparse
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import seconds
 from utils.runs import checkpoints
 from utils.runs.background import Saver, snapshot
 from utils.settings import build, composition
-from utils.training.trainer import Progress
+from utils.training.state import TrainingState
 
-SIZE, SECONDS = 1024, 2.0
-
-
-def products(a: torch.Tensor, until: float) -> float:
-    """Matrix products per second, up to a time."""
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() < until:
-        _ = float((a @ a)[0, 0])
-        count += 1
-    return count / (time.perf_counter() - began)
+SIZE, SECONDS = 1024, 2.0  # of the matrix product
 
 
 def cost(experiment: str, device: str, folder: Path) -> tuple[int, float, float, float]:
     """(bytes, seconds of the copy, seconds of the writing, rate of products while it is written)"""
-    settings = composition.resolve(composition.compose([f"experiment={experiment}"]))
+    settings = composition.composed_settings(composition.compose([f"experiment={experiment}"]))
     model = build.build_model(settings).to_device(device)
-    optimizer, _ = build.build_optimizer(settings, model)
+    optimizer, scheduler = build.build_optimizer(settings, model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    state = {"model": model.state_dict(), "ema": None, "optimizer": optimizer.state_dict()}
-    state["progress"] = asdict(Progress())
+    state = TrainingState(model, optimizer, scheduler, settings.train)
     began = time.perf_counter()
-    copy = snapshot(state)
+    copy = snapshot(state.state_dict())
     copying = time.perf_counter() - began
 
-    path, took = folder / f"{experiment}.pth", []
+    path, durations = folder / f"{experiment}.pth", []
 
     def write(name: str, state: dict) -> None:
         began = time.perf_counter()
-        checkpoints.save(path, settings, state)
-        took.append(time.perf_counter() - began)
+        checkpoints.save(path, settings.plain, state)
+        durations.append(time.perf_counter() - began)
 
     a = torch.randn(SIZE, SIZE, device=device)
-    before = products(a, time.perf_counter() + SECONDS)
+    before = 1.0 / seconds(lambda: float((a @ a)[0, 0]), SECONDS)
     saver = Saver(write)
     saver.put(["last"], copy)
     count, began = 0, time.perf_counter()
-    while not took:
+    while not durations:
         _ = float((a @ a)[0, 0])
         count += 1
     rate = count / (time.perf_counter() - began)
     saver.finish()
-    return path.stat().st_size, copying, took[0], rate / before
+    return path.stat().st_size, copying, durations[0], rate / before
 
 
 def main() -> None:

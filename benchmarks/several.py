@@ -1,10 +1,10 @@
-"""Training by one process and by several: images per second, and what their talk costs.
+"""Training by one process and by several: images per second, and the cost of communication.
 
     python -m benchmarks.several
     mpiexec -n 2 python -m benchmarks.several experiment=mnist_dct_ladder
 
-The batch is the experiment's own, divided over the processes. "without talk" is the same step with
-every process keeping its gradients to itself; threads are what OMP_NUM_THREADS says.
+The batch is the experiment's own, divided over the processes. "without communication" is the same
+step with every process keeping its gradients to itself; OMP_NUM_THREADS sets the threads.
 """
 
 import utils.processes.openmp  # noqa: F401, I001  before anything that loads OpenMP
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Subject
-from benchmarks.step import make_trainer
+from benchmarks.step import make_trainer, train_epoch
 from utils.processes import collectives
 from utils.processes import devices
 from utils.processes import launch
@@ -26,15 +26,13 @@ from utils.training.trainer import Trainer
 STEPS = 8
 
 
-def rate(trainer: Trainer, talk: bool) -> float:
-    """Images per second over all processes; the first steps warm up."""
-    batches = trainer.batches
-    with collectives.no_sync(trainer.loss_module, not talk):
-        for index, passes in enumerate(batches.epoch(0)):
-            if index == STEPS:
-                began = time.perf_counter()
-            trainer._train_step(passes, 1.0)
-    return batches.batch_size * STEPS / (time.perf_counter() - began)
+def rate(trainer: Trainer, communicate: bool) -> float:
+    """Images per second over all processes."""
+    with collectives.no_sync(trainer.step.loss_module, not communicate):
+        train_epoch(trainer)  # warms up
+        began = time.perf_counter()
+        train_epoch(trainer)
+    return trainer.batches.batch_size * STEPS / (time.perf_counter() - began)
 
 
 def main() -> None:
@@ -44,20 +42,21 @@ def main() -> None:
     processes = launch.start("auto")
     device = devices.pick_device("auto", processes)
     overrides = [*parser.parse_args().overrides, "train.grad_skip_thr=0"]
-    subject = Subject.made(overrides, device, 2 * STEPS, processes)
-    name, threads = subject.settings["name"], torch.get_num_threads()
+    subject = Subject.create(overrides, device, STEPS, processes)
+    name, threads = subject.settings.name, torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(subject, Path(folder), processes=processes)
-        talking = rate(trainer, True)
-        told = f"{name}, {processes.describe()}, {threads} thread(s) each, on {device.type}: "
-        told += f"{talking:,.4g} images/s"
+        connected = rate(trainer, True)
+        text = f"{name}, {processes.describe()}, {threads} thread(s) each, on {device.type}: "
+        text += f"{connected:,.4g} images/s"
         if processes.world > 1:
-            silent = rate(trainer, False)
+            separate = rate(trainer, False)
             sent = sum(p.numel() * p.element_size() for p in subject.model.parameters())
-            told += f"; {sent / 1e6:.2f} MB of gradients a step; without talk {silent:,.4g}"
-            told += f" images/s, so it is {max(0.0, 1 - talking / silent):.1%} of the step"
+            text += f"; {sent / 1e6:.2f} MB of gradients a step; without communication "
+            share = max(0.0, 1 - connected / separate)
+            text += f"{separate:,.4g} images/s, so it is {share:.1%} of the step"
     if processes.is_main:
-        print(told)
+        print(text)
     launch.stop()
 
 

@@ -1,7 +1,7 @@
 """From the command to its first optimiser step, as a whole process, data in place.
 
-The command runs as a user would type it, with Python's own account of the imports; all that is not
-the import of somebody else's module counts as ours: settings, images, model, the step itself.
+The command runs as a user would type it, under python -X importtime; all but the imports of other
+packages counts as ours: settings, images, model, the step itself.
 """
 
 import json
@@ -23,29 +23,29 @@ FOLDER = Path(__file__).resolve().parent.parent
 
 
 def first_step(arguments: list[str]) -> tuple[float, float]:
-    """Seconds in all, and of them those of other people's imports."""
+    """(seconds in all, of which importing other packages took)"""
     with tempfile.TemporaryDirectory() as runs:
         own = [f"runs_dir={runs}", "wandb.setup.mode=disabled"]
         command = [sys.executable, "-X", "importtime", "-m", "benchmarks.start", *arguments, *own]
         began = time.time()
-        found = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
-    told = found.stdout.splitlines()[-1:]
-    if found.returncode or not told or not told[0].startswith("{"):
-        raise RuntimeError(f"{' '.join(command)} took no step:\n{found.stdout}{found.stderr}")
-    imports = sum(int(t) for t, name in IMPORT.findall(found.stderr) if name not in OURS)
-    return json.loads(told[0])["time"] - began, imports / 1e6
+        process = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+    last = process.stdout.splitlines()[-1:]
+    if process.returncode or not last or not last[0].startswith("{"):
+        raise RuntimeError(f"{' '.join(command)} took no step:\n{process.stdout}{process.stderr}")
+    imports = sum(int(t) for t, name in IMPORT.findall(process.stderr) if name not in OURS)
+    return json.loads(last[0])["time"] - began, imports / 1e6
 
 
 def rows(root: str) -> list[Row]:
-    """mnist_dct_ladder, from MNIST's files in `root`; the run that took least."""
+    """mnist_dct_ladder from MNIST's files in `root`; the fastest of some runs."""
     if not Path(root, "MNIST", "raw").is_dir():
         return [Row("start to the first step", f"not measured: no MNIST in {root}", "< 8 s")]
     arguments = ["experiment=mnist_dct_ladder", f"dataset.root={Path(root).absolute()}"]
     total, imports = min(first_step(arguments) for _ in range(REPEATS))
-    note = f"mnist_dct_ladder, least of {REPEATS}"
+    note = f"mnist_dct_ladder, fastest of {REPEATS}"
     return [
         Row("start to the first step", f"{total:.1f} s", "< 8 s", note),
-        Row("  other people's imports", f"{imports:.1f} s"),
+        Row("  imports of other packages", f"{imports:.1f} s"),
         Row("  our own code", f"{total - imports:.1f} s", "< 2 s", "the first step included"),
     ]
 

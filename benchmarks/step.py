@@ -4,6 +4,7 @@ A share is of this machine's matrix product, measured after every epoch: rates d
 machines and hours.
 """
 
+import math
 import statistics
 import tempfile
 import warnings
@@ -26,62 +27,63 @@ from utils.tracking.tracker import LocalSink, Tracker
 from utils.training.trainer import Trainer
 
 STEPS, EPOCHS = 12, 5  # per epoch; the first epoch warms up
-LOADED = 20_000  # images of an epoch of which nothing but loading is timed
-ON_A_GPU = (("mnist_dct_ladder", 50_000), ("cifar_dct_ladder", 3_000))  # images/s wanted
+LOADED = 20_000  # images of the epoch in which loading alone is timed
+GPU_GOALS = (("mnist_dct_ladder", 50_000), ("cifar_dct_ladder", 3_000))  # images/s
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
 
 
 def make_trainer(
     subject: Subject,
     folder: Path,
-    draw: Callable[..., object] = lambda *_: None,
+    after_epoch: Callable[..., object] = lambda *_: None,
     processes: Processes = Processes(),  # noqa: B008
 ) -> Trainer:
-    """As run_experiment.py makes it, without checkpoints; `draw` is called after every epoch."""
+    """A trainer as run_experiment.py makes it, without checkpoints."""
     settings = {"max_epochs": EPOCHS, "eval_freq": 1, "ema_rate": 0.0, "on_nonfinite": "skip"}
+    settings["checkpoint_every"] = math.inf
     return Trainer(
         subject.model,
         build.build_objective(subject.settings),
         TrainBatches(
             subject.images,
-            subject.top,
+            subject.max_value,
             subject.batch_size,
             seed=0,
             rank=processes.rank,
             world=processes.world,
         ),
-        subject.held_out(8),
+        subject.evaluation_batches(8),
         *build.build_optimizer(subject.settings, subject.model),
-        {**subject.settings["train"], **settings},
-        None,
-        draw,
-        Tracker(folder, [LocalSink(folder / "metrics.jsonl")]),
-        Terminal(shown=False),
-        Signals(0),
+        subject.settings.train.model_copy(update=settings),
+        saver=None,
+        draw_figures=after_epoch,
+        tracker=Tracker(folder, [LocalSink(folder / "metrics.jsonl")]),
+        terminal=Terminal(shown=False),
+        signals=Signals(0),
     )
 
 
 def train_epoch(trainer: Trainer) -> None:
-    """All steps of the epoch that it is in, from the first."""
+    """All steps of the current epoch, from its first."""
     trainer.progress.batch = 0
-    trainer._train_epoch()
+    trainer.train_epoch()
 
 
 def flops_per_image(subject: Subject) -> float:
-    """FLOP of an image, forward and backward, which is twice the forward pass.
+    """FLOP per image of a training step: three times the forward pass.
 
-    Counted there, its depthwise convolutions would come out dense.
+    Counted in the backward pass itself, depthwise convolutions would come out as dense ones.
     """
-    x = subject.held_out(8).first(8)
+    x = subject.evaluation_batches(8).first(8)
     noise = Noise.keyed(torch.arange(8, device=x.device), 0)
-    subject.model.train()  # in evaluation the prior takes all of its steps
+    subject.model.train()  # in evaluation mode the prior would go through all its steps
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         subject.model(x, noise=noise)
     return 3.0 * counter.get_total_flops() / 8
 
 
 def training(subject: Subject, dtype: torch.dtype = torch.float32) -> tuple[float, float, float]:
-    """(images/s, share of the product's rate, that rate in FLOP/s), medians over epochs."""
+    """(images/s, share of the matrix product's FLOP/s, those FLOP/s): medians over epochs."""
     peaks = []
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
@@ -95,12 +97,13 @@ def training(subject: Subject, dtype: torch.dtype = torch.float32) -> tuple[floa
 
 
 def loading(subject: Subject) -> float:
-    """Seconds per step that making its batch takes, over a whole epoch of many images."""
+    """Seconds that loading takes per step, over a whole epoch of many images."""
     shape = (LOADED, *subject.images.shape[1:])
     images = torch.zeros(shape, dtype=torch.uint8, device=subject.device)
-    batches = TrainBatches(images, subject.top, subject.batch_size, seed=0, horizontal_flip=True)
-    took = seconds(lambda: deque(batches.epoch(0), maxlen=0), subject.device, 3)
-    return took / len(batches)
+    batches = TrainBatches(
+        images, subject.max_value, subject.batch_size, seed=0, horizontal_flip=True
+    )
+    return seconds(lambda: deque(batches.epoch(0), maxlen=0)) / len(batches)
 
 
 def launches(subject: Subject) -> tuple[float, float]:
@@ -108,24 +111,24 @@ def launches(subject: Subject) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(subject, Path(folder))
         train_epoch(trainer)  # warms up
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as events:
             train_epoch(trainer)
-        launched = sum(e.count for e in found.key_averages() if e.key.startswith(LAUNCHES))
-        with warnings.catch_warnings(record=True) as told:
+        launched = sum(e.count for e in events.key_averages() if e.key.startswith(LAUNCHES))
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 train_epoch(trainer)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-    waited = sum("synchroniz" in str(warning.message) for warning in told)
+    waited = sum("synchroniz" in str(warning.message) for warning in caught)
     return launched / STEPS, waited / STEPS
 
 
 def rows(overrides: list[str], device: torch.device) -> list[Row]:
-    """The step of one experiment in float32, its share of the product and of the loader in it."""
-    subject = Subject.made([*overrides, "train.use_amp=false"], device, STEPS)
-    name = subject.settings["name"]
+    """One experiment's step in float32, against the matrix product, and its loader."""
+    subject = Subject.create([*overrides, "train.use_amp=false"], device, STEPS)
+    name = subject.settings.name
     rate, share, peak = training(subject)
     loader = loading(subject) * rate / subject.batch_size
     goal = "≥ 0.65" if device.type == "cpu" else ""
@@ -141,12 +144,12 @@ def rows(overrides: list[str], device: torch.device) -> list[Row]:
 def gpu_rows(device: torch.device) -> list[Row]:
     """The two experiments that have a goal on a GPU, in bfloat16."""
     peak = matrix_product(device, torch.bfloat16) if device.type == "cuda" else None
-    made = [Row("matrix product, bf16", _tera(peak), "", "8192³")]
-    for name, goal in ON_A_GPU:
+    table = [Row("matrix product, bf16", _tera(peak), "", "8192³")]
+    for name, goal in GPU_GOALS:
         value = dict.fromkeys(("rate", "share", "launched", "waited"), NO_GPU)
         if peak:
             overrides = [f"experiment={name}", "train.use_amp=true"]
-            subject = Subject.made(overrides, device, STEPS)
+            subject = Subject.create(overrides, device, STEPS)
             rate, share, _ = training(subject, torch.bfloat16)
             launched, waited = launches(subject)
             value = {
@@ -155,13 +158,13 @@ def gpu_rows(device: torch.device) -> list[Row]:
                 "launched": f"{launched:,.0f}",
                 "waited": f"{waited:.2f}",
             }
-        made += [
+        table += [
             Row("training, GPU", value["rate"], f"≥ {goal:,}", f"{name}, bf16"),
             Row("  share of the bf16 product", value["share"], "", name),
             Row("  launches per step", value["launched"], "", name),
             Row("  synchronisations per step", value["waited"], "≤ 0.1", name),
         ]
-    return made
+    return table
 
 
 def _tera(peak: float | None) -> str:

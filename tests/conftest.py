@@ -113,7 +113,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def saved(tmp_path):
     """(path, model) of a saved small model with averaged weights beside the trained ones."""
-    from utils.training.trainer import Progress
+    from utils.training.progress import Progress
 
     experiment = "digits_dct_ladder"
     settings = compose(experiment, *shrunk(experiment), "wandb.api_key=planted-key")

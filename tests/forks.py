@@ -97,14 +97,14 @@ def go_wrong(step: int, what: str, *more) -> None:
     """When this training step begins."""
     from utils.training.trainer import Trainer
 
-    whole = Trainer._train_step
+    whole = Trainer.train_step
 
-    def watched(self, passes, beta):
+    def watched(self, micro_batches, beta):
         if self.progress.step + 1 == step:
             FAULTS[what](self, *more)
-        return whole(self, passes, beta)
+        return whole(self, micro_batches, beta)
 
-    Trainer._train_step = watched
+    Trainer.train_step = watched
 
 
 def kill(trainer, delay: float) -> None:
@@ -136,7 +136,7 @@ def drift(trainer) -> None:
 
 def go_past(trainer) -> None:
     """The loss by the module itself instead of by what wraps it: nothing is averaged."""
-    trainer.loss_module = getattr(trainer.loss_module, "module", trainer.loss_module)
+    trainer.step.loss_module = trainer.step.local_module
 
 
 def fill_disk(trainer) -> None:

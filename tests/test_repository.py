@@ -115,11 +115,11 @@ def test_the_benchmark_of_the_start_takes_one_step():
 
 def test_the_benchmark_of_memory_measures(monkeypatch):
     overrides, cpu = ["experiment=digits_ladder", *shrunk("digits_ladder")], torch.device("cpu")
-    found = memory.measured(overrides, cpu)
+    found = memory.measure(overrides, cpu)
     assert 0.1 < found["GB resident"] < 100 and found["images/s"] > 0
-    assert memory.fitting(compose("digits_ladder"), cpu) == 100
-    monkeypatch.setitem(memory.LARGEST, "cpu", 3e7)
-    assert 1 <= memory.fitting(compose("digits_ladder"), cpu) < 100
+    assert memory.fitting_batch(compose("digits_ladder"), cpu) == 100
+    monkeypatch.setitem(memory.LIMITS, "cpu", 3e7)
+    assert 1 <= memory.fitting_batch(compose("digits_ladder"), cpu) < 100
 
 
 def test_a_process_is_not_charged_with_its_parents_memory():
@@ -138,14 +138,14 @@ def test_a_process_is_not_charged_with_its_parents_memory():
 def test_memory_that_was_freed_is_used_again():
     program = (
         "import resource, torch\n"
-        "from utils.training.memory import keep_freed\n"
+        "from utils.training.memory import disable_malloc_trim\n"
         "def faults():\n"
         "    for turn in range(8):\n"
         "        if turn == 4: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "        torch.ones(25_000_000)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
         "given_back = faults()\n"
-        "keep_freed()\n"
+        "disable_malloc_trim()\n"
         "print(given_back, faults())\n"
     )
     command = [sys.executable, "-c", program]

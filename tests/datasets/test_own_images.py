@@ -69,13 +69,13 @@ def test_every_experiment_takes_them(tmp_path, experiment):
         images = [f"dataset.root={tmp_path / 'mine'}", f"dataset.cache={tmp_path / 'cache'}"]
         images += ["dataset=image_folder", f"dataset.channels={channels}"]
         settings = compose(experiment, *shrunk(experiment), *images)
-        assert settings["model"]["likelihood"] == "logistic_mixture"
+        assert settings.model.likelihood == "logistic_mixture"
         splits, model = load_images(settings), build_model(settings)
         model.fit_context(splits.train, splits.max_value)
         out = model(normalise(splits.train[:2], splits.max_value))
         assert splits.image_shape == (channels, 32, 32) and out.kl.isfinite().all()
     settings = compose(experiment, *images, "model.likelihood=gaussian")
-    assert settings["model"]["likelihood"] == "gaussian"
+    assert settings.model.likelihood == "gaussian"
 
 
 def own_settings(folder, *changes):

@@ -13,7 +13,7 @@ from model.noise import Noise
 from model.objective import LossModule
 from model.unet import TimeBlock
 from tests.conftest import compose, randomised, shrunk
-from tests.training.test_trainer import make_trainer
+from tests.training.trainers import make_trainer
 from utils.settings import build, composition
 from utils.settings.images import load_images
 from utils.training import memory
@@ -25,11 +25,11 @@ STEPS = 20
 
 def images(settings: dict, count: int) -> torch.Tensor:
     """Random grey values (count, C, H, W) that are smooth, as pictures are."""
-    dataset = settings["dataset"]
+    dataset = settings.dataset
     generator = torch.Generator().manual_seed(1)
-    coarse = torch.rand(count, dataset["channels"], 4, 4, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, size=dataset["image_size"], mode="bicubic")
-    return (smooth.clamp(0, 1) * (dataset["levels"] - 1)).round().to(torch.uint8)
+    coarse = torch.rand(count, dataset.channels, 4, 4, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=dataset.image_size, mode="bicubic")
+    return (smooth.clamp(0, 1) * (dataset.levels - 1)).round().to(torch.uint8)
 
 
 def losses(settings: dict, dtype: torch.dtype, fast: bool, recompute: bool = False):
@@ -37,12 +37,12 @@ def losses(settings: dict, dtype: torch.dtype, fast: bool, recompute: bool = Fal
     torch.manual_seed(0)
     model = randomised(build.build_model(settings), 0.05)
     data = images(settings, 4)
-    model.fit_context(data, settings["dataset"]["levels"] - 1)
+    model.fit_context(data, settings.dataset.levels - 1)
     model.recompute(recompute)
     layout = torch.channels_last if fast else torch.contiguous_format
     model = model.to_device("cpu", dtype) if fast else model.to(dtype)
     model.train()
-    (passes,) = TrainBatches(data, settings["dataset"]["levels"] - 1, 4, 0).epoch(0)
+    (passes,) = TrainBatches(data, settings.dataset.levels - 1, 4, 0).epoch(0)
     (batch,) = passes
     x = batch.x.to(dtype).contiguous(memory_format=layout)
     keys = Noise.keyed(batch.ids, 0).keys
@@ -79,7 +79,7 @@ def test_maps_lie_as_their_convolutions_are_fast(experiment):
                     h.is_contiguous(memory_format=torch.channels_last) - h.is_contiguous()
                 )
             )
-    (passes,) = TrainBatches(images(settings, 4), settings["dataset"]["levels"] - 1, 4, 0).epoch(0)
+    (passes,) = TrainBatches(images(settings, 4), settings.dataset.levels - 1, 4, 0).epoch(0)
     model(passes[0].x)
     assert set(layouts[ResidualBlock]) - {0} == {1} and set(layouts[TimeBlock]) - {0} == {-1}
 
@@ -99,7 +99,7 @@ def test_recomputing_activations_saves_memory():
     sizes = []
     for on in ("false", "true"):
         settings = compose("mnist_dct_ladder", f"train.checkpoint_activations={on}")
-        sizes.append(memory.needed(settings, 2)[1])
+        sizes.append(memory.estimate_memory(settings, 2)[1])
     assert sizes[1] < 0.4 * sizes[0]
 
 
@@ -114,19 +114,19 @@ def test_the_trainer_recomputes_where_asked(tmp_path):
 
 def curve(settings: dict, dtype: torch.dtype = torch.float32) -> list[float]:
     """The loss of the first steps (bits/dim), as the command trains."""
-    torch.manual_seed(settings["train"]["seed"])
+    torch.manual_seed(settings.train.seed)
     splits = load_images(settings)
     model = build.build_model(settings).to_device("cpu", dtype).train()
     model.fit_context(splits.train, splits.max_value)
     optimizer, _ = build.build_optimizer(settings, model)
     module, found = LossModule(model, build.build_objective(settings)), []
-    size, seed = settings["dataset"]["data_module"]["batch_size"], settings["train"]["seed"]
+    size, seed = settings.dataset.data_module.batch_size, settings.train.seed
     steps = TrainBatches(splits.train, splits.max_value, size, seed).epoch(0)
     for step, (batch,) in enumerate(itertools.islice(itertools.cycle(list(steps)), STEPS)):
         optimizer.zero_grad()
         loss, *_ = module(batch.x.to(dtype), Noise.keyed(batch.ids, seed, step).keys, 1.0)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings["train"]["grad_clip"])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.train.grad_clip)
         optimizer.step()
         found.append(loss.item())
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from datasets.loaders import Batch, EvaluationBatches
-from tests.training.test_trainer import make_trainer
+from tests.training.trainers import make_trainer
 from utils.evaluation.bound import estimate_nll, posterior_collapse
 from utils.processes import launch
 
@@ -27,12 +27,14 @@ def main(file: str, passes: str, past: str) -> None:
         Path(tempfile.gettempdir()), *batch, dtype=torch.float64, processes=processes
     )
     if past == "True":
-        trainer.loss_module = getattr(trainer.loss_module, "module", trainer.loss_module)
+        trainer.step.loss_module = trainer.step.local_module
     for epoch in range(STEPS):
-        for pieces in trainer.batches.epoch(epoch):
+        for micro_batches in trainer.batches.epoch(epoch):
             if trainer.progress.step < STEPS:
-                trainer._train_step([Batch(b.x.double(), b.ids) for b in pieces], 1.0)
-    weights = {name: value.clone() for name, value in trainer.evaluated.state_dict().items()}
+                trainer.train_step([Batch(b.x.double(), b.ids) for b in micro_batches], 1.0)
+    weights = {
+        name: value.clone() for name, value in trainer.state.evaluation_model.state_dict().items()
+    }
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 17, (IMAGES, 1, 8, 8), generator=generator).byte()
     model = trainer.model.float()

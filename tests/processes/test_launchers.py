@@ -94,7 +94,7 @@ def test_torchrun_and_three_by_mpiexec(tmp_path):
             timeout=200,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert f"batch 66 = {count} process(es) × 1 pass(es)" in done.stdout
+        assert f"batch 66 = {count} process(es) × 1 micro-batch(es)" in done.stdout
         assert done.stdout.count("epoch    1") == 1
         found[name] = metrics(only_run(folder))
     for one, other in zip(*found.values(), strict=True):

@@ -102,7 +102,7 @@ def finish(processes, timeout=120):
 def test_two_nodes_train_one_model(nodes, tmp_path):
     found = finish(start(tmp_path, RUN))
     assert [status for status, _, _ in found] == [0, 0], found
-    assert "batch 100 = 2 process(es) × 1 pass(es) × 50; started by torchrun" in found[0][1]
+    assert "batch 100 = 2 process(es) × 1 micro-batch(es) × 50; started by torchrun" in found[0][1]
     assert found[1][1] == "" and len(metrics(only_run(tmp_path))) == 2
 
 
@@ -124,7 +124,7 @@ def test_two_nodes_by_mpiexec_with_a_host_file(named_nodes, tmp_path):
     )
     [(status, output, errors)] = finish([main])
     assert status == 0, errors
-    assert "batch 100 = 2 process(es) × 1 pass(es) × 50; started by mpi" in output
+    assert "batch 100 = 2 process(es) × 1 micro-batch(es) × 50; started by mpi" in output
     assert len(metrics(only_run(tmp_path))) == 2
 
 

@@ -13,7 +13,7 @@ import torch
 from datasets import digits
 from datasets.loaders import EvaluationBatches
 from tests.conftest import ROOT, compose, shrunk
-from tests.training.test_trainer import make_trainer
+from tests.training.trainers import make_trainer
 from utils import checkpoint
 from utils.checkpoint import load_model
 from utils.evaluation.bound import posterior_collapse
@@ -21,7 +21,7 @@ from utils.files import atomic_write, verified_write
 from utils.runs import checkpoints
 from utils.settings import identity
 from utils.settings.build import build_model
-from utils.training.trainer import Progress
+from utils.training.progress import Progress
 
 EXPERIMENT = "digits_dct_ladder"
 
@@ -102,7 +102,7 @@ def test_code_that_its_settings_name_is_not_run_unless_named_here(saved, tmp_pat
     ):
         settings = {**content["config"], "model": {**content["config"]["model"]}}
         for part, value in places.items():
-            settings["model"][part] = {**settings["model"][part], **value}
+            settings.model[part] = {**settings.model[part], **value}
         bad = tmp_path / "bad.pth"
         torch.save({**content, "config": settings}, bad)
         with pytest.raises(ValueError, match="names code outside this project") as caught:

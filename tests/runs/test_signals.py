@@ -18,19 +18,19 @@ def test_between_steps_it_is_noted_and_elsewhere_it_ends(number):
     with pytest.raises(Interrupted) as asked, Signals(60):
         signal.raise_signal(number)
     assert asked.value.status == status and signal.getsignal(number) is before
-    with Signals(60) as signals, signals.awaited():
-        assert not signals.asked
+    with Signals(60) as signals, signals.between_steps():
+        assert not signals.stop_requested
         signal.raise_signal(number)
-        assert signals.asked and signals.status == status
+        assert signals.stop_requested and signals.status == status
 
 
 def test_who_else_waits_for_a_signal_gets_it_when_the_run_has_ended():
     got = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: got.append(number))
     try:
-        with Signals(60) as signals, signals.awaited():
+        with Signals(60) as signals, signals.between_steps():
             signal.raise_signal(signal.SIGUSR2)
-            assert signals.asked and not got
+            assert signals.stop_requested and not got
         assert got == [signal.SIGUSR2]
         with Signals(60):
             pass
@@ -42,7 +42,7 @@ def test_who_else_waits_for_a_signal_gets_it_when_the_run_has_ended():
 BUSY = """
 import sys, time
 from utils.runs.signals import Signals
-with Signals(float(sys.argv[1])) as signals, signals.awaited():
+with Signals(float(sys.argv[1])) as signals, signals.between_steps():
     print("ready", flush=True)
     time.sleep(20)
     while True:

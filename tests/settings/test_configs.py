@@ -37,8 +37,8 @@ def test_it_builds_at_full_size(experiment):
         model = build.build_model(settings)
     count = sum(p.numel() for p in model.parameters())
     assert count == PARAMETERS.get(experiment, count)
-    assert len(model.decoder.blocks) == sum(settings["model"]["latent_scales"])
-    assert settings["name"] == experiment and settings["train"]["seed"] == 123
+    assert len(model.decoder.blocks) == sum(settings.model.latent_scales)
+    assert settings.name == experiment and settings.train.seed == 123
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -46,11 +46,11 @@ def test_it_takes_two_steps(experiment):
     settings = compose(experiment, *shrunk(experiment))
     torch.manual_seed(0)
     model, objective = build.build_model(settings), build.build_objective(settings)
-    dataset = settings["dataset"]
-    shape = (4, dataset["channels"], dataset["image_size"], dataset["image_size"])
-    images = torch.randint(0, dataset["levels"], shape)
-    model.fit_context(images.byte(), dataset["levels"] - 1)
-    x = 2.0 * images / (dataset["levels"] - 1) - 1
+    dataset = settings.dataset
+    shape = (4, dataset.channels, dataset.image_size, dataset.image_size)
+    images = torch.randint(0, dataset.levels, shape)
+    model.fit_context(images.byte(), dataset.levels - 1)
+    x = 2.0 * images / (dataset.levels - 1) - 1
     optimizer, _ = build.build_optimizer(settings, model)
     for step in range(2):
         optimizer.zero_grad()
@@ -63,12 +63,12 @@ def test_it_takes_two_steps(experiment):
 
 def test_published_settings_of_the_table():
     cifar = compose("cifar_dct_ladder")
-    assert cifar["model"]["latent_scales"] == [10, 5, 5, 2, 0, 1]
-    assert cifar["model"]["decoder"]["z_L_prior"]["model"]["channel_mult"] == [1, 1]
-    assert cifar["train"]["scheduler"]["T_max"] == cifar["train"]["max_epochs"] == 8000
-    assert cifar["train"]["optimizer"]["lr"] == 4e-4 and cifar["train"]["use_amp"]
-    assert not compose("omniglot_dct_ladder")["model"]["decoder"]["condition_on_last"]
-    assert compose("svhn_ladder")["dataset"]["data_module"]["test_batch_size"] == 128
+    assert cifar.model.latent_scales == [10, 5, 5, 2, 0, 1]
+    assert cifar.model.decoder.z_L_prior.model.channel_mult == [1, 1]
+    assert cifar.train.scheduler.T_max == cifar.train.max_epochs == 8000
+    assert cifar.train.optimizer.lr == 4e-4 and cifar.train.use_amp
+    assert not compose("omniglot_dct_ladder").model.decoder.condition_on_last
+    assert compose("svhn_ladder").dataset.data_module.test_batch_size == 128
 
 
 def test_every_rule_belongs_to_a_shipped_key_and_every_key_has_one():
@@ -193,7 +193,7 @@ def test_the_digest_follows_what_determines_the_result():
 def test_secrets_are_not_written_down():
     settings = compose("digits_ladder", "wandb.api_key=planted-key")
     assert "planted-key" not in str(identity.without_secrets(settings))
-    assert settings["wandb"]["api_key"] == "planted-key"
+    assert settings.wandb.api_key == "planted-key"
 
 
 def test_a_text_that_looks_like_a_number_stays_one():

@@ -37,7 +37,7 @@ def test_training_leaves_everything_in_one_folder(trained):
     for name in ("last", "best"):
         assert (run / "checkpoints" / f"{name}.pth").stat().st_size > 100_000
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    assert settings["model"]["num_ch"] == 16 and settings["name"] == "digits_dct_ladder"
+    assert settings.model.num_ch == 16 and settings.name == "digits_dct_ladder"
     assert [row["epoch"] for row in metrics(run)] == [1, 2]
     found = json.loads((run / "results.json").read_text())
     assert found["bound"]["images"] == FEW and len(found["bound"]["kl"]) == 7
@@ -149,7 +149,7 @@ def test_two_processes_share_one_run(tmp_path):
         pytest.skip("no mpiexec beside this Python (pip install mpich)")
     arguments = ["experiment=digits_dct_ladder", *SMALL, *QUIET, "train.ddp=true"]
     found = call(tmp_path, *arguments, launcher=(str(mpiexec), "-n", "2"))
-    assert "batch 100 = 2 process(es) × 1 pass(es) × 50; started by mpi" in found.stdout
+    assert "batch 100 = 2 process(es) × 1 micro-batch(es) × 50; started by mpi" in found.stdout
     assert found.stdout.count("epoch    1") == 1 and found.stderr == ""
     assert len(metrics(only_run(tmp_path))) == 2
     assert json.loads((only_run(tmp_path) / "results.json").read_text())["bound"]["images"] == FEW

@@ -4,9 +4,9 @@ Noise is a function of (seed, purpose, image, sample): no figure depends on the 
 chunk size or the number of processes, beyond the order of floating-point sums.
 """
 
-import os
 from collections.abc import Callable
 
+import psutil
 import torch
 from pydantic import BaseModel
 from torch import Tensor
@@ -122,7 +122,7 @@ def rows_that_fit(model: LadderVAE, x: Tensor) -> int:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Free memory of the device in bytes."""
+    """Bytes of memory that can be taken on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return psutil.virtual_memory().available

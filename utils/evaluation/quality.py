@@ -18,6 +18,7 @@ from model import LadderVAE
 from model.noise import Noise, NoisePurpose
 from utils.files import file_digest
 from utils.runs.checkpoints import read
+from utils.settings.schema.train import Train
 from utils.terminal import Terminal
 
 log = logging.getLogger("ladder_vae")
@@ -88,13 +89,13 @@ class QualityMetrics:
         )
 
 
-def prepare(train: dict, device: torch.device, terminal: Terminal) -> QualityMetrics | None:
+def prepare(train: Train, device: torch.device, terminal: Terminal) -> QualityMetrics | None:
     """The metrics if train.compute_fid is set; reports what is missing and continues without it.
 
     Raises:
         ValueError: if train.fid_weights names a file that does not hold these weights.
     """
-    if not train["compute_fid"]:
+    if not train.compute_fid:
         return None
     try:
         from torchmetrics import MeanSquaredError
@@ -103,7 +104,7 @@ def prepare(train: dict, device: torch.device, terminal: Terminal) -> QualityMet
         terminal.line(f"Without FID and reconstruction error: {error.name} is missing; {INSTALL}.")
         return None
     fid = weights = None
-    path = _inception_weights(train["fid_weights"], terminal)
+    path = _inception_weights(train.fid_weights, terminal)
     if path is not None:
         try:
             fid = FrechetInceptionDistance(feature_extractor_weights_path=str(path)).to(device)

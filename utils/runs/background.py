@@ -1,4 +1,4 @@
-"""Checkpoints are written by a thread of their own: training waits for a copy in memory only."""
+"""Writing checkpoints in a background thread: training waits for a copy in memory only."""
 
 from collections.abc import Callable
 from threading import Lock, Thread
@@ -10,7 +10,7 @@ from utils.terminal import one_line
 
 
 def snapshot(state: Any) -> Any:
-    """A copy that nothing changes any more, in main memory."""
+    """A copy in main memory that later training steps do not change."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -25,10 +25,11 @@ class SaveFailed(Exception):
 
 
 class Saver:
-    """Writes what it is handed, one after another; the newest of a name replaces one that waits.
+    """Queue of checkpoints, written in order by `write(name, state)` in a background thread.
 
-    write(name, state) does it. Where it fails nothing is written until more is handed over, and
-    then what failed first: a last checkpoint is never newer than the best one that it speaks of.
+    A newer state replaces a waiting one of the same name. After an error nothing is written until
+    the next `put`, and then what failed comes first: a last checkpoint is never newer than the best
+    one that its progress refers to.
     """
 
     def __init__(self, write: Callable[[str, dict], None]):
@@ -39,7 +40,7 @@ class Saver:
         self._thread: Thread | None = None
 
     def put(self, names: list[str], state: dict) -> None:
-        """Hand over a state that nobody changes any more, to be written under these names."""
+        """Queue a `snapshot` to be written under these names."""
         with self._lock:
             for name in names:
                 self._waiting.pop(name, None)
@@ -55,21 +56,21 @@ class Saver:
             raise error
 
     def finish(self) -> None:
-        """Wait until everything is written, and `check`."""
+        """Wait until the queue is written, and `check`."""
         thread = self._thread
         if thread is not None:
             thread.join()
         self.check()
 
     def _work(self) -> None:
-        while (found := self._next()) is not None:
-            name, state = found
+        while (entry := self._next()) is not None:
+            name, state = entry
             try:
                 self.write(name, state)
             except Exception as error:
-                told = f"the checkpoint {name}.pth could not be written ({_reason(error)})"
+                message = f"the checkpoint {name}.pth could not be written ({_reason(error)})"
                 with self._lock:
-                    self._error, self._thread = SaveFailed(told), None
+                    self._error, self._thread = SaveFailed(message), None
                 return
             with self._lock:
                 if self._waiting[name] is state:  # else a newer one waits
@@ -83,8 +84,8 @@ class Saver:
 
 
 def _reason(error: BaseException) -> str:
-    """What the disk said, where an error on the way out of a file has taken its place."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, OSError):
-        found = found.__context__
-    return one_line(found or error)
+    """The operating system's error, which one raised while closing the file may have replaced."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return one_line(cause or error)

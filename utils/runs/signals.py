@@ -1,7 +1,7 @@
-"""Being asked to stop: Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2, as schedulers send them.
+"""Stop signals: Ctrl-C, and SIGTERM, SIGUSR1 and SIGUSR2 as schedulers send them.
 
-Training finishes its step and saves; anything else ends where it is. The exit status says which it
-was: 130 after Ctrl-C, 75 (EX_TEMPFAIL: start the same command again) after the others.
+Training finishes its step and saves a checkpoint; anything else is interrupted at once. The exit
+status is 130 after Ctrl-C, and 75 (EX_TEMPFAIL: start the same command again) after the others.
 """
 
 import os
@@ -14,11 +14,12 @@ from typing import Self
 
 INTERRUPTED, PREEMPTED = 130, 75
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-OWN = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)  # nobody waits for these
+# Handlers that Python installs by itself; any other belongs to somebody who waits for the signal.
+DEFAULT_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop; the same command continues it. status: the exit status."""
+    """A signal stopped the run; the same command continues it. status: the exit status."""
 
     def __init__(self, status: int = INTERRUPTED):
         super().__init__(status)
@@ -26,52 +27,54 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """What the signals ask while this is open. Asked twice, or `grace` seconds after being asked by
-    another than Ctrl-C, the process ends at once: checkpoints are whole at any moment.
+    """Handles the stop signals within its block.
 
-    A signal that somebody else waits for too (submitit, which then requeues the job) is handed on
-    when the run has ended.
+    After a second signal, or `grace` seconds after one other than Ctrl-C, the process exits at
+    once, which is safe: checkpoints are complete files at any moment. A signal for which a handler
+    was installed before (by submitit, which then requeues the job) is passed on to it at the end.
     """
 
     def __init__(self, grace: float):
         self.grace, self.number = grace, None
-        self.asked = False  # also by another process of the run: see Trainer
-        self._between_steps = False
+        self.stop_requested = False  # of this process; the Trainer asks the others' too
+        self._interrupting = True  # whether a signal raises Interrupted where it arrives
         self._timer: Timer | None = None
 
     def __enter__(self) -> Self:
-        self._others = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        self._previous_handlers = {
+            number: signal.signal(number, self._handle) for number in SIGNALS
+        }
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._others.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         if self._timer is not None:
             self._timer.cancel()
-        if self.number is not None and self._others[self.number] not in OWN:
+        if self.number is not None and self._previous_handlers[self.number] not in DEFAULT_HANDLERS:
             signal.raise_signal(self.number)
 
     @property
     def status(self) -> int:
-        """The exit status for what was asked, here or in another process."""
+        """The exit status for the signal, received here or by another process."""
         return INTERRUPTED if self.number == signal.SIGINT else PREEMPTED
 
     @contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Within this block being asked sets `asked` and no more."""
-        self._between_steps = True
+    def between_steps(self) -> Iterator[None]:
+        """Within this block a signal only sets `stop_requested`, to be read between steps."""
+        self._interrupting = False
         try:
             yield
         finally:
-            self._between_steps = False
+            self._interrupting = True
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             os._exit(self.status)
-        self.number, self.asked = number, True
+        self.number, self.stop_requested = number, True
         if number != signal.SIGINT:
             self._timer = Timer(self.grace, os._exit, [PREEMPTED])
             self._timer.daemon = True
             self._timer.start()
-        if not self._between_steps:
+        if self._interrupting:
             raise Interrupted(self.status)

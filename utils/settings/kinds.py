@@ -7,10 +7,10 @@ from functools import cached_property
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import BaseMetadata, Ge, Gt, Le, MaxLen, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+BOUNDS = ("gt", "ge", "le", "min_length", "max_length")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # one component of a path, W&B's too
 
 
@@ -136,11 +136,10 @@ def describe(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         return f"{describe(next(a for a in inner if a is not NoneType), metadata)}, or null"
     if origin is Literal:
         return "one of " + ", ".join(str(choice).lower() for choice in inner)
-    bounds = {type(bound): bound for bound in _constraints(metadata)}
+    bounds = _bounds(metadata)
     if origin is list:
-        least, most = bounds.get(MinLen), bounds.get(MaxLen)
-        count = least.min_length if least else 0
-        number = f"{count}" if most else f"{count} or more"
+        count = bounds.get("min_length", 0)
+        number = f"{count}" if "max_length" in bounds else f"{count} or more"
         return f"a list of {number}, each {describe(inner[0])}"
     if annotation is bool:
         return "one of true, false"
@@ -149,19 +148,18 @@ def describe(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     return "a text"
 
 
-def _constraints(metadata: tuple[Any, ...]) -> Iterator[BaseMetadata]:
-    """The single constraints, which pydantic may hold together in a field."""
+def _bounds(metadata: tuple[Any, ...]) -> dict[str, Any]:
+    """The constraints by name, some of which pydantic holds together in a field."""
+    single = []
     for item in metadata:
-        if isinstance(item, BaseMetadata):
-            yield item
-        elif isinstance(item, FieldInfo):
-            yield from item.metadata
+        single += item.metadata if isinstance(item, FieldInfo) else [item]
+    found = ((name, getattr(item, name, None)) for item in single for name in BOUNDS)
+    return {name: bound for name, bound in found if bound is not None}
 
 
-def _range(bounds: dict[type, Any]) -> str:
-    low, high = bounds.get(Ge), bounds.get(Le)
-    if Gt in bounds:
-        return f" over {bounds[Gt].gt}" + (f", up to {high.le}" if high else "")
-    if high:
-        return f" from {low.ge} to {high.le}"
-    return f" of {low.ge} or more" if low else ""
+def _range(bounds: dict[str, Any]) -> str:
+    if "gt" in bounds:
+        return f" over {bounds['gt']}" + (f", up to {bounds['le']}" if "le" in bounds else "")
+    if "le" in bounds:
+        return f" from {bounds['ge']} to {bounds['le']}"
+    return f" of {bounds['ge']} or more" if "ge" in bounds else ""

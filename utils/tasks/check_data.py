@@ -17,7 +17,7 @@ from utils.settings.images import load_images
 from utils.settings.schema import Settings
 from utils.table import Cell, Column, Table, number
 from utils.terminal import Terminal
-from utils.training.memory import needed, total
+from utils.training.memory import estimate_memory, total_memory
 
 MOST_CLASSES = 30  # that the terminal shows; the JSON file has all
 
@@ -64,7 +64,7 @@ def check_data(command: Command, processes: Processes) -> None:
 def memory_of_training(settings: Settings, splits: ImageSplits, job: Job) -> dict[str, int]:
     """Bytes that training takes for each purpose, and those that the device has."""
     batch = settings.dataset.data_module.batch_size
-    weights, activations = needed(settings, -(-batch // settings.train.acc_grad))
+    weights, activations = estimate_memory(settings, -(-batch // settings.train.acc_grad))
     pixels = sum(len(getattr(splits, s)) for s in SPLITS) * math.prod(splits.image_shape)
     on_disk = not isinstance(splits.train, Tensor)
     return {
@@ -72,7 +72,7 @@ def memory_of_training(settings: Settings, splits: ImageSplits, job: Job) -> dic
         "on_disk": pixels if on_disk else 0,
         "weights": round(weights),
         "activations": round(activations),
-        "there": total(job.device),
+        "there": total_memory(job.device),
     }
 
 

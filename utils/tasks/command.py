@@ -16,8 +16,8 @@ from utils.processes.peers import ASKED
 from utils.runs.signals import INTERRUPTED, Interrupted
 from utils.settings.command_line import Command, quote_texts, take_secrets
 from utils.settings.composition import explain
-from utils.training.memory import keep_freed
-from utils.training.trainer import TrainingStopped
+from utils.training.memory import disable_malloc_trim
+from utils.training.stopping import TrainingStopped
 
 USER_ERRORS = (ValueError, TrainingStopped, OSError, OmegaConfBaseException)  # told in a sentence
 Task = Callable[[Command, Processes], None]
@@ -86,7 +86,7 @@ def run_command(job: Callable[[], object]) -> int:
     _running = Running(os.getpid(), os.environ.get("HYDRA_FULL_ERROR") == "1")
     take_secrets(sys.argv)
     quote_texts(sys.argv)
-    keep_freed()
+    disable_malloc_trim()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors of its own making and exits
     try:
         job()

@@ -11,10 +11,10 @@ from utils.errors import ConfigError
 from utils.processes.collectives import main_first
 from utils.processes.job import Job
 from utils.processes.launch import Processes
-from utils.processes.threads import use_threads
 from utils.settings.command_line import Command
 from utils.settings.images import evaluation_batches, splits_of
 from utils.settings.schema import Settings
+from utils.settings.threads import use_threads
 
 
 @dataclass(frozen=True)

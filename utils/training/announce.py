@@ -24,8 +24,9 @@ def announce(
     model, progress, line = trainer.model, trainer.progress, job.terminal.line
     if trouble:
         line(trouble)
-    batch, passes = trainer.batches.batch_size, settings.train.acc_grad
+    batch, micro_batches = trainer.batches.batch_size, settings.train.acc_grad
     world, name = job.processes.world, settings.dataset.name
+    share = batch // (world * micro_batches)
     parameters = sum(p.numel() for p in model.parameters())
     threads = f", {torch.get_num_threads()} thread(s)" if job.device.type == "cpu" else ""
     line(f"{folder.name}: {parameters:,} parameters, on {job.device}{threads}")
@@ -33,7 +34,7 @@ def announce(
     for note in splits.notes:
         line(f"{name}: {note}")
     line(
-        f"batch {batch} = {world} process(es) × {passes} pass(es) × {batch // (world * passes)}"
+        f"batch {batch} = {world} process(es) × {micro_batches} micro-batch(es) × {share}"
         + (f"; started by {job.processes.launcher}" if world > 1 else "")
     )
     if progress.step:

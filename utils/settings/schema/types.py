@@ -23,17 +23,6 @@ class Group(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    def __getitem__(self, key):  # TRANSITIONAL
-        found = getattr(self, {"_target_": "target"}.get(key, key))
-        return found
-
-    def get(self, key, default=None):  # TRANSITIONAL
-        found = getattr(self, key, None)
-        return default if found is None else found
-
-    def __contains__(self, key):  # TRANSITIONAL
-        return getattr(self, key, None) is not None
-
 
 class Part(Group):
     """A class or function with its arguments: the keys beside `_target_`."""

@@ -9,22 +9,23 @@ import os
 import torch
 
 from utils.processes.launch import Processes
+from utils.settings.schema import Settings
 
 ELEMENTS = 800_000  # of the largest map, for each thread: with fewer, threads mostly wait
 
 
-def number_of_threads(settings: dict, processes: Processes) -> int:
+def number_of_threads(settings: Settings, processes: Processes) -> int:
     """train.threads; where it is auto, a thread for every 800,000 elements of the largest map.
 
     That is the map of a pass's images at full resolution: 205,000 elements for the digits (one
     thread), 3.2 million for MNIST (four), 149 million for CIFAR-10.
     """
-    wanted, dataset = settings["train"]["threads"], settings["dataset"]
+    wanted, dataset = settings.train.threads, settings.dataset
     if wanted != "auto":
         return wanted
-    passes = processes.world * settings["train"]["acc_grad"]
-    images = -(-dataset["data_module"]["batch_size"] // passes)
-    elements = images * settings["model"]["num_ch"] * dataset["image_size"] ** 2
+    passes = processes.world * settings.train.acc_grad
+    images = -(-dataset.data_module.batch_size // passes)
+    elements = images * settings.model.num_ch * dataset.image_size**2
     return min(max(1, elements // ELEMENTS), available(processes))
 
 
@@ -39,12 +40,12 @@ def available(processes: Processes) -> int:
     return max(1, own if bound else own // processes.local_world)
 
 
-def use_threads(settings: dict, processes: Processes, recorded: int | None = None) -> int:
+def use_threads(settings: Settings, processes: Processes, recorded: int | None = None) -> int:
     """Compute with so many threads from here on.
 
     recorded: the number that a run began with, which `auto` keeps.
     """
-    auto = settings["train"]["threads"] == "auto"
+    auto = settings.train.threads == "auto"
     count = recorded if auto and recorded else number_of_threads(settings, processes)
     torch.set_num_threads(count)
     return count

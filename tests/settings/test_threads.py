@@ -11,8 +11,8 @@ import torch
 
 from tests.commands import COMMAND, PLAIN, QUIET, environment, metrics, only_run
 from tests.conftest import compose
-from utils.processes import threads
 from utils.processes.launch import Processes
+from utils.settings import threads
 from utils.training.pace import SLOW, STEPS, Pace
 
 

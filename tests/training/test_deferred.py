@@ -1,0 +1,127 @@
+"""Deferred steps: what a GPU does without being waited for comes out the same to the last bit."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from tests.training.trainers import make_trainer, rows
+from utils.runs.background import snapshot
+from utils.runs.signals import Interrupted
+from utils.training.stopping import TrainingStopped
+
+
+def make_pair(folder, *overrides, log_every=4):
+    """Two equal trainers, the second with deferred steps."""
+    trainers = []
+    for name in ("immediate", "deferred"):
+        (folder / name).mkdir(exist_ok=True)
+        every = f"train.log_every={log_every}"
+        trainers.append(make_trainer(folder / name, every, *overrides))
+    trainers[1].deferred = trainers[1].defer_steps()  # as on a GPU
+    return trainers
+
+
+def assert_same(immediate, deferred):
+    """Weights, the optimiser's moments, counts and metrics, to the last bit."""
+    states = [snapshot(trainer.state.state_dict()) for trainer in (immediate, deferred)]
+    for state in states:
+        state["progress"].pop("seconds")
+    flat = [tree_flatten(state)[0] for state in states]
+    for a, b in zip(*flat, strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    folders = [trainer.tracker.folder for trainer in (immediate, deferred)]
+    assert rows(folders[0]) == rows(folders[1])
+
+
+class NothingRead(TorchDispatchMode):
+    """Within it, reading a number from a tensor is an error."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "equal", "masked_select"), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_deferred_step_reads_nothing(tmp_path):
+    _, trainer = make_pair(tmp_path, "train.grad_skip_thr=100", log_every=100)
+    for _, micro_batches in zip(range(2), trainer.batches.epoch(0), strict=False):
+        with NothingRead():
+            trainer.train_step(micro_batches, 1.0)
+    assert len(trainer.deferred.pending) == 2 and not trainer.progress.sums
+
+
+def test_deferred_steps_change_nothing(tmp_path):
+    overrides = ["train.acc_grad=2", "model.decoder.z_L_prior.t_sample=loss_aware"]
+    overrides += ["train.checkpoint_every=4 steps"]
+    trainers = make_pair(tmp_path, *overrides, log_every=3)
+    saved = []
+    for trainer in trainers:
+        saved.append([])
+        put = trainer.checkpointer.saver.put
+
+        def noted(names, state, put=put, steps=saved[-1]):
+            steps.append(state["progress"]["step"])
+            put(names, state)
+
+        trainer.checkpointer.saver.put = noted
+        trainer.fit()
+    assert_same(*trainers)
+    assert saved[0] == saved[1] and {4, 8, 12} < set(saved[0])
+
+
+def test_deferred_steps_that_are_not_accepted_are_done_again(tmp_path):
+    overrides = ["train.on_nonfinite=skip", "model.decoder.z_L_prior.t_sample=loss_aware"]
+    trainers = make_pair(tmp_path, *overrides, "train.grad_skip_thr=1e4")
+    for trainer in trainers:
+        bad = {2: math.nan, 7: 1e9, 8: math.inf}  # by what the gradient is multiplied
+        trainer.model.encoder.stem.bias.register_hook(
+            lambda g, t=trainer, bad=bad: g.abs() * bad.get(t.progress.step + 1, 1.0)
+        )
+        trainer.fit()
+    assert trainers[0].progress.skipped == 3
+    assert_same(*trainers)
+
+
+def test_a_deferred_step_that_stops_the_run_says_the_same(tmp_path):
+    messages = []
+    trainers = make_pair(tmp_path)
+    for trainer in trainers:
+        layer = trainer.model.get_submodule("decoder.blocks.2.posterior_net.2")
+        layer.register_forward_hook(
+            lambda m, i, output, t=trainer: output * math.nan if t.progress.step == 6 else output
+        )
+        with pytest.raises(TrainingStopped) as stopped:
+            trainer.fit()
+        messages.append(str(stopped.value).partition("; the last good")[0])
+    assert (
+        messages[0] == messages[1]
+        and "step 7: the loss is nan, first in decoder.blocks.2" in messages[0]
+    )
+    assert_same(*trainers)
+
+
+def test_a_stop_is_heard_at_the_next_reading(tmp_path):
+    _, trainer = make_pair(tmp_path)
+    trainer.signals.stop_requested = True
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    assert trainer.progress.step == 4
+    saved = torch.load(tmp_path / "deferred" / "last.pth", weights_only=True)
+    assert saved["progress"]["step"] == 4 and saved["progress"]["sums"][0] == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_is_not_waited_for_within_a_step(tmp_path):
+    trainer = make_trainer(tmp_path, "train.log_every=100", device="cuda")
+    assert trainer.deferred
+    steps = list(trainer.batches.epoch(0))
+    trainer.train_step(steps[0], 1.0)  # which finds algorithms
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step(steps[1], 1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,77 @@
+"""When the training state is saved, and what must hold before it is."""
+
+import time
+
+from utils.processes import collectives
+from utils.runs.background import SaveFailed, Saver, snapshot
+from utils.settings.schema.train import Train
+from utils.terminal import Terminal
+from utils.training import diagnosis
+from utils.training.state import TrainingState
+from utils.training.stopping import CannotContinue, TrainingStopped
+
+
+class Checkpointer:
+    """Hands copies of the training state to a thread that writes them while training goes on.
+
+    saver: None on processes that write no checkpoints. train: the settings under train, of which
+    checkpoint_every and on_save_error are read.
+    """
+
+    def __init__(self, state: TrainingState, saver: Saver | None, train: Train, terminal: Terminal):
+        self.state, self.saver, self.terminal = state, saver, terminal
+        self.continue_on_error = train.on_save_error == "continue"
+        every = train.checkpoint_every
+        self.every_steps = int(every.split()[0]) if isinstance(every, str) else None
+        self.every_minutes = None if isinstance(every, str) else every
+        self.last_save = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether train.checkpoint_every asks for a checkpoint after this many steps, or now."""
+        if self.every_steps is not None:
+            return self.due_by_count(step)
+        return time.monotonic() - self.last_save >= 60.0 * self.every_minutes
+
+    def due_by_count(self, step: int) -> bool:
+        """Whether checkpoints go by the number of steps, and one is due after this many."""
+        return self.every_steps is not None and step % self.every_steps == 0
+
+    def save(self, *names: str, wait: bool = False, compare_processes: bool = True) -> None:
+        """Save the state under these names; returns once it is copied or, to `wait`, written.
+
+        Collective with compare_processes: all processes must call it at the same time then.
+
+        Raises:
+            CannotContinue: where weights are not finite, or differ between processes.
+            TrainingStopped: see `check`.
+        """
+        differing = collectives.differing(self.state.model) if compare_processes else None
+        if differing:
+            raise CannotContinue(f"the processes have different weights, first {differing}")
+        bad = diagnosis.bad_weights(self.state.model)
+        if bad:
+            raise CannotContinue(f"the weights are not finite, first {bad}")
+        if self.saver:
+            self.saver.put(list(names), snapshot(self.state.state_dict()))
+        self.last_save = time.monotonic()
+        if wait:
+            self.check(wait=True)
+
+    def check(self, wait: bool = False) -> None:
+        """Report a checkpoint that could not be written since the last call.
+
+        Raises:
+            TrainingStopped: for such a one, unless train.on_save_error=continue.
+        """
+        try:
+            if self.saver and wait:
+                self.saver.finish()
+            elif self.saver:
+                self.saver.check()
+        except SaveFailed as error:
+            if not self.continue_on_error:
+                raise TrainingStopped(
+                    f"Training stopped at step {self.state.progress.step}: {error}; make room and "
+                    "repeat the command, or let it go on without by train.on_save_error=continue."
+                ) from error
+            self.terminal.line(f"Note: {error}; training goes on and tries again at the next one.")

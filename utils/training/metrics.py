@@ -1,0 +1,71 @@
+"""What is recorded of an epoch: its values for the trackers, and its line on the terminal."""
+
+import math
+from dataclasses import asdict, dataclass
+
+from utils.evaluation.collapse import CollapseReport
+
+
+@dataclass(frozen=True)
+class TrainingMeans:
+    """Means over an epoch's training steps so far, of this process's images."""
+
+    loss: float  # bits/dim
+    reconstruction: float  # nats per image
+    kl: float  # nats per image, all layers
+    grad_norm: float
+    images_per_second: float  # over all processes
+
+    def summary(self) -> str:
+        """What stands behind the progress bar."""
+        return f"loss {self.loss:.4f}  KL {self.kl:.2f}  {self.images_per_second:,.0f} images/s"
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch: the means over its training steps, and the bound on the validation set.
+
+    training: None where no step had finite losses and gradients. loss: of validation, bits/dim.
+    """
+
+    epoch: int  # the first is 1
+    step: int  # optimiser steps done at its end
+    skipped_steps: int  # over all epochs so far
+    beta: float
+    learning_rate: float
+    training: TrainingMeans | None
+    loss: float
+    validation: CollapseReport
+    per_layer: dict[str, float]  # collapse metrics by key, as collapse/kl_0
+
+    def tracker_values(self) -> dict[str, float]:
+        """Every value by the key under which metrics.jsonl and W&B know it."""
+        report = self.validation
+        training = asdict(self.training) if self.training else {}
+        return {
+            "train/skipped_steps": self.skipped_steps,
+            "train/beta": self.beta,
+            "train/lr": self.learning_rate,
+            **{f"train/{name}": value for name, value in training.items()},
+            "val/loss": self.loss,
+            "val/nelbo": report.nelbo,
+            "val/reconstruction": report.reconstruction,
+            "val/kl": sum(report.kl),
+            "val/active_units": report.active_units,
+            **self.per_layer,
+        }
+
+    def terminal_line(self, seconds_left: float, improved: bool) -> str:
+        """The epoch in one line; an asterisk marks the lowest validation loss so far."""
+        report, training = self.validation, self.training
+        hours, seconds = divmod(seconds_left, 3600)
+        return (
+            f"epoch {self.epoch:>4}  train {training.loss if training else math.nan:.4f} bits/dim  "
+            f"val {self.loss:.4f} bits/dim = {report.nelbo:.2f} nats (reconstruction "
+            f"{report.reconstruction:.2f} + KL {sum(report.kl):.2f})  "
+            f"active {report.active_units:.0%}  "
+            f"{training.images_per_second if training else 0.0:,.0f} images/s  "
+            f"left {hours:.0f}:{seconds // 60:02.0f}:{seconds % 60:02.0f}"
+            + (f"  skipped {self.skipped_steps}" if self.skipped_steps else "")
+            + ("  *" if improved else "")
+        )

@@ -1,0 +1,69 @@
+"""Everything that training changes, saved and restored as one."""
+
+from dataclasses import asdict
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from model import LadderVAE
+from utils.processes import devices
+from utils.settings.schema.train import Train
+from utils.training.progress import Progress
+
+# How an optimiser computes is this machine's choice, not the checkpoint's.
+IMPLEMENTATION_KEYS = ("fused", "foreach")
+
+
+class TrainingState:
+    """Model, averaged weights, optimiser, scheduler, loss scaler and progress of a run.
+
+    train: the settings under train, of which use_amp and ema_rate are read. Checkpoints hold what
+    `state_dict` returns, tensors and plain containers alone.
+    """
+
+    def __init__(
+        self,
+        model: LadderVAE,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler | ReduceLROnPlateau | None,
+        train: Train,
+    ):
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.progress = Progress()
+        self.ema = None
+        if train.ema_rate > 0:
+            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema_rate))
+        self.amp_dtype = devices.amp_dtype(model.device) if train.use_amp else None
+        scaling = self.amp_dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaling)
+
+    @property
+    def evaluation_model(self) -> LadderVAE:
+        """What validation and testing use: the model with averaged weights where there are any."""
+        return self.ema.module if self.ema else self.model
+
+    def state_dict(self) -> dict:
+        """Everything that training needs to continue."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        groups = self.optimizer.param_groups
+        for saved, own in zip(state["optimizer"]["param_groups"], groups, strict=True):
+            saved |= {key: own[key] for key in IMPLEMENTATION_KEYS if key in own}
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
