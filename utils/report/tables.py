@@ -12,7 +12,7 @@ from utils.terminal import Terminal
 
 NONE = Cell("", 0)
 ESTIMATORS = {
-    "elbo": "−log p(x | z) + KL with one sample per pass; an upper bound on −log p(x)",
+    "elbo": "−log p(x | z) + KL, averaged over posterior samples; an upper bound on −log p(x)",
     "iwae": "importance-weighted with K samples; in expectation an upper bound on −log p(x)",
     "published": "what the published code computes, for its tables; not a bound",
 }
@@ -44,8 +44,7 @@ def score_table(record: ScoreRecord) -> Table:
     paths = {estimate.prior_samples for estimate in record.likelihoods} - {None}
     return Table(
         f"{record.name}: {bound.images:,} images; {record.protocol}"
-        + "".join(f"; p(u) in iwae from {count} diffusion paths" for count in paths)
-        + f"\npublished: {ESTIMATORS['published']}",
+        + "".join(f"; p(u) in iwae from {count} diffusion paths" for count in paths),
         [
             Column("split", "the images that were evaluated", text=True),
             Column("estimator", "how −log p(x) was estimated", text=True),
@@ -75,6 +74,7 @@ def score_table(record: ScoreRecord) -> Table:
             ]
             for name, samples, prior_samples, ess, nll, error in rows
         ],
+        note=f"published: {ESTIMATORS['published']}",
     )
 
 
@@ -107,7 +107,7 @@ def layer_table(
 
 _LAYER_COLUMNS = (
     Column("layer", "0 is the top", text=True),
-    Column("", text=True),
+    Column("", "whether the layer is the context", text=True),
     Column("shape", "channels × height × width", page_only=True),
     Column("units", "latent elements"),
     Column("KL (nats)", "mean over images"),
