@@ -28,30 +28,37 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with one cell per column; folded: closed on a page until it is clicked."""
+    """Rows with one cell per column.
+
+    note: a second line of the caption on the terminal; a page says it in its text. folded: closed
+    on a page until it is clicked.
+    """
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
+    note: str = ""
     folded: bool = False
 
     def for_terminal(self) -> "Table":
-        """This table without the columns that only a page shows."""
+        """This table with its note, without the columns that only a page shows."""
         kept = [index for index, column in enumerate(self.columns) if not column.page_only]
         return replace(
             self,
+            caption="\n".join(filter(None, (self.caption, self.note))),
+            note="",
             columns=[self.columns[index] for index in kept],
             rows=[[row[index] for index in kept] for row in self.rows],
         )
 
 
 def integer(value: int) -> Cell:
-    """A whole number, as it is."""
+    """A whole number without separators."""
     return Cell(str(value), value)
 
 
 def number(value: float, digits: int = 2) -> Cell:
-    """A number with so many decimals."""
+    """A number with `digits` decimals."""
     return Cell(f"{value:.{digits}f}", value)
 
 

@@ -1,6 +1,7 @@
 """Runs side by side: groups, means over seeds, and intervals of differences that hold."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,22 @@ def test_an_interval_over_seeds_is_students_t():
     assert found == pytest.approx((high - low) / 2)
     one = Group("b", other.runs[:1])
     assert difference(nll, one, base).over_seeds is None
+
+
+def test_seeds_without_spread_and_single_seeds():
+    same = [run("a", seed, noise=0.0) for seed in (0, 1)]
+    same += [run("b", seed, shift=1.0, noise=0.0) for seed in (0, 1, 2)]
+    base, other = groups(same)
+    nll = measures(same)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paired = Group("b", other.runs[:2])
+        assert difference(nll, paired, base).over_seeds == pytest.approx(0, abs=1e-12)
+        assert difference(nll, other, base).over_seeds == pytest.approx(0, abs=1e-12)
+        one, other_one = Group("a", base.runs[:1]), Group("b", other.runs[:1])
+        assert difference(nll, other, one).over_seeds is None
+        assert difference(nll, other_one, base).over_seeds is None
+        assert difference(nll, other_one, one).over_seeds is None
 
 
 def test_active_units_differ_within_what_both_runs_leave_open():

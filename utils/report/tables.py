@@ -13,7 +13,7 @@ from utils.table import Cell, Column, Table, count_of, integer, number, share, w
 from utils.terminal import Terminal
 
 NONE = Cell("", 0)
-ELBO = "−log p(x | z) + KL with one sample per pass; an upper bound on −log p(x)"
+ELBO = "−log p(x | z) + KL, averaged over posterior samples; an upper bound on −log p(x)"
 
 
 def show_score(terminal: Terminal, record: ScoreRecord, metrics: Metrics | None = None) -> None:
@@ -55,8 +55,7 @@ def score_table(record: ScoreRecord) -> Table:
     paths = {estimate.prior_samples for estimate in record.likelihoods} - {None}
     return Table(
         f"{record.name}: {bound.images:,} images; {record.protocol}"
-        + "".join(f"; p(u) in iwae from {count} diffusion paths" for count in paths)
-        + "".join(f"\n{name}: {ESTIMATORS[name].description}" for name in no_bounds),
+        + "".join(f"; p(u) in iwae from {count} diffusion paths" for count in paths),
         [
             Column("split", "the images that were evaluated", text=True),
             Column("estimator", "how −log p(x) was estimated", text=True),
@@ -86,6 +85,7 @@ def score_table(record: ScoreRecord) -> Table:
             ]
             for name, samples, prior_samples, ess, nll, error in rows
         ],
+        note="\n".join(f"{name}: {ESTIMATORS[name].description}" for name in no_bounds),
     )
 
 
@@ -118,7 +118,7 @@ def layer_table(
 
 _LAYER_COLUMNS = (
     Column("layer", "0 is the top", text=True),
-    Column("", text=True),
+    Column("", "whether the layer is the context", text=True),
     Column("shape", "channels × height × width", page_only=True),
     Column("units", "latent elements"),
     Column("KL (nats)", "mean over images"),
