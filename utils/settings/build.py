@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from datasets import torch_dataset
 from datasets.io import cache
-from datasets.io.cache import Unstored
+from datasets.io.source import ImageSource
 from datasets.splits import ImageSplits
 from model.ladder_vae import LadderVAE
 from model.objective import Objective
@@ -115,9 +115,9 @@ def load_images(settings: dict) -> ImageSplits:
     if "root" in source:
         source["root"] = os.path.expanduser(source["root"])
     splits = build(source, "dataset")
-    if not isinstance(splits, (ImageSplits, Unstored)):
+    if not isinstance(splits, (ImageSplits, ImageSource)):
         splits = _from_torch(splits, source, dataset)
-    if isinstance(splits, Unstored):
+    if isinstance(splits, ImageSource):
         how = {key: dataset[key] for key in STORED if key in dataset}
         splits = cache.load(splits, **{**how, "cache": os.path.expanduser(dataset["cache"])})
     expected = (dataset["channels"], dataset["image_size"], dataset["image_size"])
@@ -135,7 +135,7 @@ def load_images(settings: dict) -> ImageSplits:
     return splits
 
 
-def _from_torch(images: Any, source: dict, dataset: dict) -> Unstored:
+def _from_torch(images: Any, source: dict, dataset: dict) -> ImageSource:
     """A torch Dataset's images; dataset.test_arguments give its test set, where it has one."""
     target = source["_target_"]
     if not isinstance(images, Dataset):
@@ -151,4 +151,4 @@ def _from_torch(images: Any, source: dict, dataset: dict) -> Unstored:
     parts, arguments = {"all": images}, dataset["test_arguments"]
     if arguments is not None:
         parts = {"train": images, "test": build({**source, **arguments}, "dataset")}
-    return torch_dataset.unstored(parts, target, dataset["levels"] - 1)
+    return torch_dataset.image_source(parts, target, dataset["levels"] - 1)
