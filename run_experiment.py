@@ -47,7 +47,7 @@ from utils.report import score_tables
 from utils.tracking import wandb_client
 from utils.processes.launch import Processes
 from utils.files import write_scores
-from utils.processes.peers import ASKED
+from utils.processes.peers import INTERRUPTED_MESSAGE
 from utils.training.memory import check_memory, keep_freed
 from utils.settings.rules import check
 from utils.runs.folder import RunFolder, locked, log_to, matching, recorded_run, recorded_settings
@@ -77,11 +77,11 @@ def run(composed: DictConfig) -> None:
         status, told = getattr(error, "status", 1), None
         if not isinstance(error, (Interrupted, KeyboardInterrupt)):
             told = sentence(error) if isinstance(error, TOLD) else traceback.format_exc()
-        end = launch.failed(status, told, error)
+        end = launch.report_failure(status, told, error)
         if end is None:
             raise
         if processes.is_main:
-            print(end.sentence, file=sys.stderr)
+            print(end.message, file=sys.stderr)
         sys.exit(end.status)
     finally:
         launch.stop()
@@ -382,7 +382,7 @@ def job(composed: DictConfig) -> None:
     try:
         run(composed)
     except (Interrupted, KeyboardInterrupt) as asked:
-        print(ASKED, file=sys.stderr)
+        print(INTERRUPTED_MESSAGE, file=sys.stderr)
         sys.exit(getattr(asked, "status", INTERRUPTED))
     except TOLD as error:
         if os.getpid() != MAIN_PROCESS or SHOW_TRACEBACK:  # a launcher elsewhere must see it fail

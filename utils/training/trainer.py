@@ -22,7 +22,7 @@ from model.objective import LossModule, Objective, bits_per_dim
 from utils.evaluation.bound import posterior_collapse
 from utils.evaluation.collapse import Collapse, CollapseReport
 from utils.processes import collectives, devices
-from utils.processes.peers import Elsewhere
+from utils.processes.peers import PeerFailed
 from utils.runs.background import SaveFailed, Saver, snapshot
 from utils.runs.signals import Interrupted, Signals
 from utils.terminal import Terminal
@@ -239,7 +239,7 @@ class Trainer:
         finite = all(map(math.isfinite, figures))
         stop, save, bad = collectives.agree(self.signals.asked, self._save_due(), not finite)
         if bad and finite and self.settings["on_nonfinite"] == "stop":
-            raise Elsewhere
+            raise PeerFailed
         norm = self._update(bad, partial(self._where_from, passes, beta, figures))
         p.step, p.batch = p.step + 1, p.batch + 1
         if not bad and math.isfinite(norm):
