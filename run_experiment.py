@@ -44,7 +44,7 @@ from datasets import fingerprint
 from utils.tasks import reconstruct
 from utils.tasks import sample
 from utils.report import score_tables
-from utils.tracking import wandb_client
+from utils.tracking import wandb_fetch
 from utils.processes.launch import Processes
 from utils.files import write_scores
 from utils.processes.peers import INTERRUPTED_MESSAGE
@@ -131,7 +131,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
         def write(name: str, state: dict) -> None:
             path = folder.save(name, {**state, "images": images, "threads": threads})
             if path in (folder.best, folder.last):
-                tracker.checkpoint(name, path, checkpoints.facts(state))
+                tracker.checkpoint(name, path, checkpoints.metadata(state))
 
         trainer = Trainer(
             model,
@@ -178,7 +178,7 @@ def train(composed: DictConfig, processes: Processes) -> None:
 
 def train_settings(
     composed: DictConfig, processes: Processes
-) -> tuple[dict, wandb_client.FetchedRun | None]:
+) -> tuple[dict, wandb_fetch.FetchedRun | None]:
     """What to train: the command's settings, or those of the run that train.resume_id names.
 
     With a run that is not in runs_dir comes what W&B has of it.
@@ -193,7 +193,7 @@ def train_settings(
     if recorded is None:
         setup, place = composition.resolve(composed.wandb.setup), checkpoint.cache()
         fetched = collectives.main_first(
-            processes, lambda: wandb_client.fetch_run(wanted, setup, place)
+            processes, lambda: wandb_fetch.fetch_run(wanted, setup, place)
         )
         recorded = checkpoints.settings_in(fetched.last, "train.resume_id")
         recorded["wandb"]["setup"].update(entity=fetched.entity, project=fetched.project)

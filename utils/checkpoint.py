@@ -19,7 +19,7 @@ from utils.settings.build import build_model
 from utils.settings.composition import compose, override_settings, resolve
 from utils.settings.trust import check_targets
 from utils.settings.validation import validate
-from utils.tracking.wandb_client import fetch, is_remote
+from utils.tracking.wandb_fetch import fetch, is_remote
 
 
 def locate(source: str | Path, runs_dir: str | Path = "runs") -> Path:

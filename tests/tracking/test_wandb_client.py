@@ -14,7 +14,7 @@ from tests.tracking.wandb_server import API_KEY, ENTITY, MANIFEST, WandbServer
 FETCH = """
 import sys
 from pathlib import Path
-from utils.tracking.wandb_client import fetch
+from utils.tracking.wandb_fetch import fetch
 try:
     print(fetch(sys.argv[1], Path("cache"), []))
 except ValueError as error:

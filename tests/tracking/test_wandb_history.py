@@ -17,7 +17,7 @@ from pathlib import Path
 from utils.settings.composition import compose, resolve
 from utils.tracking.sinks import LocalSink
 from utils.tracking.tracker import Tracker
-from utils.tracking.wandb_client import WandbSink
+from utils.tracking.wandb_sink import WandbSink
 
 mode, until, wait = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 folder, checkpoint = Path("run").absolute(), Path("run", "step")

@@ -33,7 +33,7 @@ def save(path: Path, config: dict, state: dict) -> Path:
     manifest = recorded_digests(path.parent)
     if path.exists() and path.stem not in manifest:  # fetched, or of an earlier version
         manifest[path.stem] = [{"sha256": sha256(path), "bytes": path.stat().st_size}]
-    entry = {"sha256": digest, "bytes": partial.stat().st_size, **facts(state)}
+    entry = {"sha256": digest, "bytes": partial.stat().st_size, **metadata(state)}
     manifest[path.stem] = [entry, *manifest.get(path.stem, [])][:RECORDED]
     write_json(path.with_name(MANIFEST), manifest)  # before the names change: see `is_whole`
     if path.exists():
@@ -93,12 +93,12 @@ def newest(path: Path) -> tuple[dict, str | None] | None:
     return None
 
 
-def facts(state: dict) -> dict:
-    """What a list of checkpoints should say of one, as plain JSON."""
+def metadata(state: dict) -> dict:
+    """Metadata of a checkpoint for the manifest and for W&B, as plain JSON."""
     progress = state["progress"]
     best = progress["best"] if math.isfinite(progress["best"]) else None
-    found = {"format": FORMAT, "schema": SCHEMA, "metric": METRIC, "best": best}
-    return {**found, "epoch": progress["epoch"], "step": progress["step"]}
+    fixed = {"format": FORMAT, "schema": SCHEMA, "metric": METRIC, "best": best}
+    return {**fixed, "epoch": progress["epoch"], "step": progress["step"]}
 
 
 def read(

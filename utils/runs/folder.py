@@ -30,7 +30,7 @@ from utils.runs import checkpoints
 from utils.settings.identity import run_name, without_secrets
 from utils.settings.trust import recorded
 from utils.tracking.sinks import METRICS
-from utils.tracking.wandb_client import FetchedRun
+from utils.tracking.wandb_fetch import FetchedRun
 
 log = logging.getLogger("ladder_vae")
 

@@ -10,7 +10,8 @@ from utils.runs import checkpoints
 from utils.runs.folder import RESULTS
 from utils.terminal import one_line
 from utils.tracking.sinks import METRICS, LocalSink
-from utils.tracking.wandb_client import WandbSink, upload_records
+from utils.tracking.wandb_offline import upload_records
+from utils.tracking.wandb_sink import WandbSink
 
 log = logging.getLogger("ladder_vae")
 
@@ -67,5 +68,5 @@ def _send(sink: WandbSink, folder: Path, rows: list[dict]) -> None:
     for name in ("best", "last"):
         path = folder / "checkpoints" / f"{name}.pth"
         if path.exists():
-            sink.checkpoint(name, path, checkpoints.facts(checkpoints.read(path)))
+            sink.checkpoint(name, path, checkpoints.metadata(checkpoints.read(path)))
     sink.close(failed=not results.exists())
