@@ -50,7 +50,14 @@ from utils.files import write_scores
 from utils.processes.peers import INTERRUPTED_MESSAGE
 from utils.training.memory import check_memory, keep_freed
 from utils.settings.rules import check
-from utils.runs.folder import RunFolder, locked, log_to, matching, recorded_run, recorded_settings
+from utils.runs.folder import (
+    RunFolder,
+    expand_pattern,
+    find_run_settings,
+    locked,
+    log_to_file,
+    read_run,
+)
 from utils.runs.background import Saver
 from utils.runs.signals import INTERRUPTED, Interrupted, Signals
 from utils.terminal import Terminal
@@ -189,7 +196,7 @@ def train_settings(
         return composition.resolve(composed), None
     if problem := check("train.resume_id", wanted):
         raise errors.ConfigError(problem)
-    recorded = recorded_settings(composed.runs_dir, wanted.rpartition("/")[2])
+    recorded = find_run_settings(composed.runs_dir, wanted.rpartition("/")[2])
     if recorded is None:
         setup, place = composition.resolve(composed.wandb.setup), checkpoint.cache()
         fetched = collectives.main_first(
@@ -273,17 +280,17 @@ def sync(composed: DictConfig, processes: Processes) -> None:
     from utils.tasks.sync import sync as bring
 
     terminal = Terminal(processes.is_main)
-    found = matching(composed.run) if composed.run else []
+    found = expand_pattern(composed.run) if composed.run else []
     if not found:
         raise errors.ConfigError(
             f"run={composed.run} names no run: task=sync needs run=… (its folder, or a pattern)."
         )
     for source in found:
-        folder, settings, wandb_id = recorded_run(Path(source).expanduser())
+        folder, settings, wandb_id = read_run(Path(source).expanduser())
         settings = {**settings, "wandb": wandb_settings(settings, composed)}
         if processes.is_main:
             with locked(folder):
-                log_to(folder / "run.log")
+                log_to_file(folder / "run.log")
                 name = bring(folder, settings, wandb_id)
             terminal.line(f"{source} is at W&B as {name}")
 

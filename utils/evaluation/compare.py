@@ -20,7 +20,7 @@ from utils import checkpoint
 from utils.errors import ConfigError
 from utils.evaluation.collapse import Z_95, CollapseReport
 from utils.files import file_digest
-from utils.runs.folder import RESULTS, matching
+from utils.runs.folder import RESULTS, expand_pattern
 from utils.settings.composition import override_settings
 from utils.settings.identity import determining
 
@@ -80,7 +80,7 @@ def sources(wanted: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: if there are fewer than two.
     """
-    found = [path for name in wanted for path in matching(name)]
+    found = [path for name in wanted for path in expand_pattern(name)]
     if len(found) < 2:
         raise ConfigError(
             f"runs={list(wanted)} names {len(found)} run(s): name two or more, as in "
