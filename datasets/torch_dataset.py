@@ -1,4 +1,4 @@
-"""Any map-style torch.utils.data.Dataset as a source of images; it needs to know nothing of us."""
+"""Any map-style torch.utils.data.Dataset as a source of images; it needs no adapter."""
 
 import hashlib
 from collections.abc import Callable, Mapping

@@ -95,8 +95,9 @@ def _open(path: Path, images: ImageSource, memory_limit: float) -> ImageSplits |
     except (OSError, ValueError, KeyError):
         return None
     if on_disk:
-        whole, (train, validation, _) = ImagesOnDisk(path, 0, (sum(counts), *images.shape)), counts
-        splits = whole[:train], whole[train : train + validation], whole[train + validation :]
+        stored = ImagesOnDisk(path, 0, (sum(counts), *images.shape))
+        first, second = counts[0], counts[0] + counts[1]
+        splits = stored[:first], stored[first:second], stored[second:]
     else:
         splits = torch.from_numpy(content).view(-1, *images.shape).split(counts)
     labels = record["labels"] and tuple(torch.tensor(record["labels"][s]) for s in SPLITS)

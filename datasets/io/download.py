@@ -123,7 +123,7 @@ def download_url(url: str, part: Path) -> None:
 
 
 def _resume(url: str, part: Path) -> int | None:
-    """One request for the rest of a file; the size of the whole, where the server says it."""
+    """One request for the rest of a file; the file's size, where the server names it."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "dct-ladder-vae"})
     if start:
@@ -159,10 +159,10 @@ def read(folder: Path, md5s: Mapping[str, str], reader: Callable[[], Content]) -
 
 def check_md5(path: Path, expected: str | None) -> None:
     """Raise ValueError with both checksums if the file is not the published one."""
-    found = md5(path)
-    if expected not in (None, found):
+    actual = md5(path)
+    if expected not in (None, actual):
         raise ValueError(
-            f"{path} is damaged or not the published file (MD5 {found}, expected {expected}): "
+            f"{path} is damaged or not the published file (MD5 {actual}, expected {expected}): "
             "delete it and run again, or put a good copy there."
         )
 
