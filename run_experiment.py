@@ -69,11 +69,12 @@ def train(command: Command, processes: Processes) -> None:
     optimizer, scheduler = build_optimizer(settings, model)
     batches = train_batches(settings, splits, job)
     validation = evaluation_batches(settings, splits, "validation", job)
+    trackers = list(build_own(settings, "trackers").values())
     held_out = evaluation_batches(settings, splits, "test", job)
     with (
         Signals(settings.train.grace_seconds) as signals,
         folder.opened(finished, fetched),
-        open_tracker(settings.plain["wandb"], folder, model, job.terminal) as tracker,
+        open_tracker(settings.wandb, folder, model, job.terminal, trackers) as tracker,
     ):
         saved, trouble = main_first(processes, lambda: newest(folder.last))
         threads = use_threads(settings, processes, saved.get("threads"))

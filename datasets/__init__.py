@@ -1,3 +1,1 @@
-"""Image data sets: each file reads one source, `store` keeps what was read one by one, `loaders`
-makes batches on the device.
-"""
+"""Image data sets: a file per source; `io` downloads, decodes, caches; `loaders` makes batches."""

@@ -1,7 +1,7 @@
 """CelebA (Liu et al. 2015; non-commercial research only): 202,599 faces, in its own three splits.
 
-Read from img_align_celeba.zip as it is, or from the folder of its 178×218 images. The square from
-(15, 40) to (163, 188), as of Larsen et al. (2016), is scaled to size×size.
+Read from img_align_celeba.zip without unpacking it, or from the folder of its 178×218 images. The
+square from (15, 40) to (163, 188), that of Larsen et al. (2016), is scaled to size×size.
 """
 
 import sys
@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import CelebA
 
-from datasets.io.cache import Unstored
 from datasets.io.decode import Decoder, Unusable
 from datasets.io.download import Remote, check_md5, fetch
+from datasets.io.source import ImageSource
 from datasets.splits import SPLITS
 
 CROP = (15, 40, 163, 188)
 ARCHIVE, FOLDER = "img_align_celeba.zip", "img_align_celeba"
-PARTITION = "list_eval_partition.txt"  # a name and the number of its split a line
+PARTITION = "list_eval_partition.txt"  # one line per image: its name, its split's number
 
 
-def load(root: str, size: int, download: bool = True) -> Unstored:
+def load(root: str, size: int, download: bool = True) -> ImageSource:
     """162,770 + 19,867 + 19,962 images (3, size, size) from root/celeba."""
     folder = Path(root, CelebA.base_folder)
     sources = {name: (file_id, md5) for file_id, md5, name in CelebA.file_list}
@@ -48,8 +48,8 @@ def load(root: str, size: int, download: bool = True) -> Unstored:
         names[SPLITS[int(split)]].append(name)
     source = folder / (ARCHIVE if (folder / ARCHIVE).is_file() else FOLDER)
     read, status = _reader(source, Decoder(3, size, CROP)), source.stat()
-    return Unstored(
-        place=str(source.absolute()),
+    return ImageSource(
+        source=str(source.absolute()),
         identity=repr((CROP, sources[PARTITION][1], status.st_size, status.st_mtime_ns)),
         shape=(3, size, size),
         parts=names,
@@ -58,8 +58,8 @@ def load(root: str, size: int, download: bool = True) -> Unstored:
 
 
 def _reader(source: Path, decoder: Decoder) -> Callable[[str], np.ndarray]:
-    """From an image's name to the image; of this set none may be missing."""
-    threads = threading.local()  # each with an archive of its own: they would wait for each other
+    """A function from an image's name to the image; a missing image is an error."""
+    threads = threading.local()  # an open archive per thread: a shared one would serialise them
 
     def read(name: str) -> np.ndarray:
         try:
@@ -79,12 +79,12 @@ def _reader(source: Path, decoder: Decoder) -> Callable[[str], np.ndarray]:
 
 
 def _from_drive(file_id: str, path: Path) -> None:
-    """From Google Drive, where its authors keep it."""
+    """Download from Google Drive, where the authors publish the data set."""
     try:
-        import gdown  # an extra: only where it is fetched
+        import gdown  # an optional dependency, needed for this download only
     except ImportError as error:
         raise OSError("gdown is missing: pip install -e '.[celeba]'") from error
     try:
         gdown.download(id=file_id, output=str(path), resume=True, quiet=not sys.stderr.isatty())
-    except Exception as error:  # its own, and those of what it is made of
+    except Exception as error:  # its own, and those of the libraries it uses
         raise OSError(str(error)) from error

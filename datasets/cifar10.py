@@ -1,6 +1,6 @@
 """CIFAR-10 (Krizhevsky 2009; its authors ask to be cited): 50,000 + 10,000 colour images of 32×32.
 
-torchvision's source, checksums and reader.
+Source, checksums and reader are torchvision's.
 """
 
 from pathlib import Path

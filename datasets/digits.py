@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real 8×8 images with 17 grey levels, no download.
+"""scikit-learn's handwritten digits: 1,797 images of 8×8 with 17 grey levels, no download.
 
 UCI ML hand-written digits (Alpaydin & Kaynak 1998), CC BY 4.0; shipped inside scikit-learn.
 """

@@ -1,7 +1,7 @@
 """Fashion-MNIST (Xiao et al. 2017; MIT licence): 60,000 + 10,000 clothes of 28×28, as MNIST's.
 
-torchvision's source and checksums, which are of the archives. Whether an unpacked file is whole is
-seen by the sizes in its header, and where its archive lies beside it by the CRC-32 in that.
+Sources and checksums are torchvision's. Those are checksums of the archives, so an unpacked file
+is checked by the sizes in its header and, where its archive is still beside it, by its CRC-32.
 """
 
 import math
@@ -19,7 +19,7 @@ VALIDATION = 5_000
 
 
 def load(root: str, download: bool = True) -> ImageSplits:
-    """55,000 + 5,000 + 10,000 images (1, 28, 28) from root/FashionMNIST/raw, fetched if missing."""
+    """55,000 + 5,000 + 10,000 images (1, 28, 28) from root/FashionMNIST/raw."""
     fetch_idx("Fashion-MNIST", FashionMNIST, root, download)
     for archive, md5 in FashionMNIST.resources:
         _check(Path(root, "FashionMNIST", "raw", archive), md5)
@@ -27,7 +27,7 @@ def load(root: str, download: bool = True) -> ImageSplits:
 
 
 def _check(archive: Path, md5: str) -> None:
-    """Raise ValueError where the file unpacked from an archive is not what came."""
+    """Raise ValueError where the file unpacked from an archive is incomplete or damaged."""
     path = archive.with_suffix("")
     content, remedy = path.read_bytes(), "delete it and run again, or put a good copy there."
     dims = 3 if "idx3" in path.name else 1

@@ -1,4 +1,4 @@
-"""Digests that stand for a set of images."""
+"""Digests that identify a set of images."""
 
 import hashlib
 
@@ -6,19 +6,19 @@ import torch
 
 from datasets.splits import Images
 
-FINGERPRINTED = 1_000  # images, evenly spread
-DIGESTED = 10_000  # images at a time
+SAMPLED = 1_000  # images that a fingerprint hashes, evenly spaced
+CHUNK = 10_000  # images hashed at a time
 
 
 def images_digest(images: Images) -> str:
-    """Sixteen hex digits that stand for these images in this order."""
+    """The first 16 hex digits of the SHA-256 of the shape and all images, in order."""
     sha256 = hashlib.sha256(repr(tuple(images.shape)).encode())
-    for part in images.split(DIGESTED):
-        sha256.update(part.contiguous().cpu().numpy())
+    for chunk in images.split(CHUNK):
+        sha256.update(chunk.contiguous().cpu().numpy())
     return sha256.hexdigest()[:16]
 
 
 def fingerprint(images: Images) -> str:
-    """Of how many they are and what some of them show, which tells one set from another."""
-    places = torch.linspace(0, len(images) - 1, FINGERPRINTED).round().long()
-    return f"{len(images)}-{images_digest(images[places.unique()])}"
+    """Fingerprint: the count and a hash of up to 1,000 evenly spaced images."""
+    indices = torch.linspace(0, len(images) - 1, SAMPLED).round().long()
+    return f"{len(images)}-{images_digest(images[indices.unique()])}"

@@ -1,8 +1,8 @@
-"""Images of one's own: a folder of image files, or an array of uint8 images in .npy or .npz.
+"""Custom images: a folder of image files, or an array of uint8 images in a .npy or .npz file.
 
-A folder is flat or nested, of PNG, JPEG, WebP and other files of any size; folders in it are
-classes. Subfolders train/ and test/ (and validation/) divide it; else each image's split follows
-from a hash of its name: another image moves none. What cannot be used is counted in `notes`.
+A folder may be flat or nested and hold PNG, JPEG, WebP and other files of any size; its subfolders
+are classes. Subfolders train/ and test/ (and validation/) are splits; otherwise a hash of each
+image's name decides its split, so that adding one moves no other. `notes` count skipped files.
 """
 
 import os
@@ -16,20 +16,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.io.cache import Unstored
 from datasets.io.decode import SUFFIXES, Decoder
 from datasets.io.on_disk import ImagesOnDisk
-from datasets.splits import SPLITS
+from datasets.io.source import ImageSource
+from datasets.splits import SPLITS, Images
 
 ARRAYS = (".npy", ".npz")
-Status = tuple[int, int]  # of a file: bytes, time of its last change in ns
+FileStatus = tuple[int, int]  # size in bytes, time of the last change in ns
+Arrays = tuple[dict[str, Images], dict[str, np.ndarray]]  # images and class numbers by part
 
 
-def load(root: str, size: int, shape: Sequence[int]) -> Unstored:
-    """The images at root, as shape (C, size, size).
+def load(root: str, size: int, shape: Sequence[int]) -> ImageSource:
+    """The images at root, each as (C, size, size) with shape = (C, …).
 
     Raises:
-        ValueError: if root is no folder of images and no array of them.
+        ValueError: if root is neither a folder of images nor a file with an array of them.
     """
     path, decoder = Path(root).absolute(), Decoder(shape[0], size)
     if path.is_dir():
@@ -53,65 +54,65 @@ def load(root: str, size: int, shape: Sequence[int]) -> Unstored:
         ) from error
 
 
-def _from_folder(root: Path, decoder: Decoder) -> Unstored:
-    left_out = Counter()
+def _from_folder(root: Path, decoder: Decoder) -> ImageSource:
+    skipped = Counter()
     folders = {split: root / split for split in SPLITS if (root / split).is_dir()}
     if folders.keys() >= {"train", "test"}:
         beside = [path for path in root.iterdir() if path not in folders.values()]
-        left_out["beside train/ and test/"] = len(beside)
+        skipped["beside train/ and test/"] = len(beside)
     else:
         folders = {"all": root}
-    found = {part: sorted(_files(folder, left_out)) for part, folder in folders.items()}
-    files = {part: [path for path, _ in listed] for part, listed in found.items()}
+    listing = {part: sorted(_files(folder, skipped)) for part, folder in folders.items()}
+    files = {part: [path for path, _ in listed] for part, listed in listing.items()}
     names = {
         part: [path.relative_to(folders[part]).as_posix() for path in files[part]] for part in files
     }
     classes, labels = _classes(names)
-    return Unstored(
-        place=str(root),
-        identity=repr({part: [(str(p), s) for p, s in listed] for part, listed in found.items()}),
+    return ImageSource(
+        source=str(root),
+        identity=repr({part: [(str(p), s) for p, s in listed] for part, listed in listing.items()}),
         shape=(decoder.channels, decoder.size, decoder.size),
         parts=names,
         read=lambda part, index: decoder(files[part][index]),
         labels=labels,
         classes=classes,
-        notes=tuple(f"{count:,} passed over, {why}" for why, count in left_out.items() if count),
+        notes=tuple(f"{count:,} passed over, {why}" for why, count in skipped.items() if count),
     )
 
 
-def _files(root: Path, left_out: Counter) -> Iterator[tuple[Path, Status]]:
-    """Every image file under root, each folder once, however links lead."""
-    seen = set()
+def _files(root: Path, skipped: Counter) -> Iterator[tuple[Path, FileStatus]]:
+    """All image files under root; a folder that links reach twice is read once."""
+    visited = set()
 
     def unreadable(error: OSError) -> None:
-        left_out[f"a folder: {error.strerror}"] += 1
+        skipped[f"a folder: {error.strerror}"] += 1
 
     for folder, inner, names in os.walk(root, followlinks=True, onerror=unreadable):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            left_out["a folder: a link to one that is in already"] += 1
+        if (status.st_dev, status.st_ino) in visited:
+            skipped["a folder: a link to one that is in already"] += 1
             inner.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in names:
             path = Path(folder, name)
             if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
-                left_out["not named as an image"] += 1
+                skipped["not named as an image"] += 1
                 continue
             try:
                 status = path.stat()
             except OSError as error:
-                left_out[f"a link: {error.strerror}"] += 1
+                skipped[f"a link: {error.strerror}"] += 1
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield path, (status.st_size, status.st_mtime_ns)
-            else:  # to read a pipe would wait for ever
-                left_out["not a regular file"] += 1
+            else:  # reading a pipe would block forever
+                skipped["not a regular file"] += 1
 
 
 def _classes(names: dict[str, list[str]]) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-    """The folders that all images are in, where there are several; and each image's."""
+    """Class names and numbers, where every image is in one of several top-level folders."""
     tops = {p: [n.rpartition("/")[0].partition("/")[0] for n in names[p]] for p in names}
     classes = sorted(set().union(*tops.values()))
     if len(classes) < 2 or "" in classes:
@@ -120,33 +121,9 @@ def _classes(names: dict[str, list[str]]) -> tuple[tuple[str, ...], dict[str, li
     return tuple(classes), {part: [number[top] for top in tops[part]] for part in tops}
 
 
-def _from_arrays(path: Path, decoder: Decoder) -> Unstored:
-    """(N, H, W), (N, H, W, C) or (N, C, H, W) uint8, C 1 or 3.
-
-    An .npz has `train` and `test` (and `validation`), or one array (or `images`); and class numbers
-    as `labels`, or `train_labels` and so on.
-    """
-    labels: dict[str, np.ndarray] = {}
-    if path.suffix.lower() == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not array.flags.c_contiguous:
-            raise ValueError("an array in Fortran order")
-        _checked(array)
-        arrays = {"all": ImagesOnDisk(path, array.offset, array.shape)}
-    else:
-        with np.load(path, allow_pickle=False) as content:
-            names = [name for name in content if not name.endswith("labels")]
-            if {"train", "test"} <= set(names):
-                parts = {split: split for split in SPLITS if split in names}
-            elif len(names) == 1 or "images" in names:
-                parts = {"all": "images" if "images" in names else names[0]}
-            else:
-                raise ValueError(f"several arrays, {', '.join(names)}, and none named images")
-            arrays = {part: torch.from_numpy(_checked(content[n])) for part, n in parts.items()}
-            for part in parts:
-                name = "labels" if part == "all" else f"{part}_labels"
-                if name in content:
-                    labels[part] = content[name].astype(int).ravel()
+def _from_arrays(path: Path, decoder: Decoder) -> ImageSource:
+    """(N, H, W), (N, H, W, C) or (N, C, H, W) uint8, C 1 or 3, from a .npy or .npz file."""
+    arrays, labels = _read_npy(path) if path.suffix.lower() == ".npy" else _read_npz(path)
     if labels and any(len(labels.get(part, ())) != len(arrays[part]) for part in arrays):
         raise ValueError("another number of labels than of images")
     status = path.stat()
@@ -155,8 +132,8 @@ def _from_arrays(path: Path, decoder: Decoder) -> Unstored:
         pixels = arrays[part][torch.tensor([index])][0].numpy()
         return decoder.fit(Image.fromarray(_channels_last(pixels)))
 
-    return Unstored(
-        place=str(path),
+    return ImageSource(
+        source=str(path),
         identity=repr((status.st_size, status.st_mtime_ns)),
         shape=(decoder.channels, decoder.size, decoder.size),
         parts={part: [str(n) for n in range(len(a))] for part, a in arrays.items()},
@@ -166,8 +143,39 @@ def _from_arrays(path: Path, decoder: Decoder) -> Unstored:
     )
 
 
-def _checked(array: np.ndarray) -> np.ndarray:
-    """The array, if it is of images."""
+def _read_npy(path: Path) -> Arrays:
+    """One array, which stays on the disk."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not array.flags.c_contiguous:
+        raise ValueError("an array in Fortran order")
+    _check_images(array)
+    return {"all": ImagesOnDisk(path, array.offset, array.shape)}, {}
+
+
+def _read_npz(path: Path) -> Arrays:
+    """`train` and `test` (and `validation`), or one array (or the one named `images`).
+
+    Class numbers are in `labels`, or in `train_labels` and so on.
+    """
+    with np.load(path, allow_pickle=False) as content:
+        names = [name for name in content if not name.endswith("labels")]
+        if {"train", "test"} <= set(names):
+            parts = {split: split for split in SPLITS if split in names}
+        elif len(names) == 1 or "images" in names:
+            parts = {"all": "images" if "images" in names else names[0]}
+        else:
+            raise ValueError(f"several arrays, {', '.join(names)}, and none named images")
+        arrays, labels = {}, {}
+        for part, name in parts.items():
+            arrays[part] = torch.from_numpy(_check_images(content[name]))
+            labels_name = "labels" if part == "all" else f"{part}_labels"
+            if labels_name in content:
+                labels[part] = content[labels_name].astype(int).ravel()
+    return arrays, labels
+
+
+def _check_images(array: np.ndarray) -> np.ndarray:
+    """The array itself; ValueError where it does not hold images."""
     channels = array.ndim == 3 or (array.ndim == 4 and {1, 3} & {array.shape[1], array.shape[3]})
     if array.dtype != np.uint8 or not channels or 0 in array.shape:
         raise ValueError(f"{array.dtype} {array.shape}")

@@ -15,7 +15,7 @@ from datasets.splits import Images
 
 @dataclass(frozen=True)
 class Batch:
-    """x (B, C, H, W) in [−1, 1], channels last; ids (B,): the images' places in their split."""
+    """x (B, C, H, W) in [−1, 1], channels last; ids (B,): the images' indices in their split."""
 
     x: Tensor
     ids: Tensor
@@ -31,7 +31,7 @@ class TrainBatches:
     """The training set in a fresh order each epoch, in global batches of which this is one share.
 
     The incomplete batch at an epoch's end is left out. `batch_size` is global; every process takes
-    its rows of it, in `passes` pieces (gradient accumulation).
+    its rows of it, as `micro_batches` pieces (gradient accumulation).
 
     Raises:
         ValueError: if the batch cannot be divided, or there are fewer images than one batch.
@@ -46,12 +46,13 @@ class TrainBatches:
         horizontal_flip: bool = False,
         rank: int = 0,
         world: int = 1,
-        passes: int = 1,
+        micro_batches: int = 1,
     ):
-        if batch_size % (world * passes):
+        if batch_size % (world * micro_batches):
             raise ValueError(
                 f"dataset.data_module.batch_size={batch_size} cannot be divided over {world} "
-                f"process(es) × train.acc_grad={passes}: use a multiple of {world * passes}."
+                f"process(es) × train.acc_grad={micro_batches}: "
+                f"use a multiple of {world * micro_batches}."
             )
         if len(images) < batch_size:
             raise ValueError(
@@ -60,14 +61,14 @@ class TrainBatches:
             )
         self.images, self.max_value, self.batch_size = images, max_value, batch_size
         self.seed, self.flip = seed, horizontal_flip
-        self.rank, self.world, self.passes = rank, world, passes
+        self.rank, self.world, self.micro_batches = rank, world, micro_batches
 
     def __len__(self) -> int:
         """Optimiser steps per epoch."""
         return len(self.images) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
-        """For each step from `start` on: this process's share, as `passes` batches."""
+        """For each step from `start` on: this process's share, as `micro_batches` batches."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.images), generator=generator)
         order = order.to(self.images.device)
@@ -79,7 +80,7 @@ class TrainBatches:
             x = normalise(self.images[ids], self.max_value)
             if self.flip:
                 x = torch.where(flipped[ids].view(-1, 1, 1, 1), x.flip(3), x)
-            pieces = zip(x.chunk(self.passes), ids.chunk(self.passes), strict=True)
+            pieces = zip(x.chunk(self.micro_batches), ids.chunk(self.micro_batches), strict=True)
             yield [Batch(*piece) for piece in pieces]
 
 
@@ -107,8 +108,8 @@ class EvaluationBatches:
 
     def first(self, count: int) -> Tensor:
         """The first images of the whole split: (count, C, H, W) in [−1, 1]."""
-        places = torch.arange(min(count, len(self.images)), device=self.images.device)
-        return normalise(self.images[places], self.max_value)
+        indices = torch.arange(min(count, len(self.images)), device=self.images.device)
+        return normalise(self.images[indices], self.max_value)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of at most batch_size images."""

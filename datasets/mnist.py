@@ -1,7 +1,7 @@
 """MNIST (LeCun et al. 1998; CC BY-SA 3.0): 60,000 + 10,000 digits of 28×28.
 
-torchvision's sources and checksums; the files unpacked are checked here, at every load, since a run
-that was cut off while unpacking leaves a short file behind.
+Sources and checksums are torchvision's. The unpacked files are checked here at every load, because
+a run that is interrupted while unpacking leaves a truncated file behind.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ MD5 = {
 
 
 def load(root: str, download: bool = True) -> ImageSplits:
-    """55,000 + 5,000 + 10,000 images (1, 28, 28) from root/MNIST/raw, fetched there if missing."""
+    """55,000 + 5,000 + 10,000 images (1, 28, 28) from root/MNIST/raw, downloaded if missing."""
     fetch_idx("MNIST", MNIST, root, download)
     for name, md5 in MD5.items():
         check_md5(Path(root, "MNIST", "raw", name), md5)
@@ -29,7 +29,7 @@ def load(root: str, download: bool = True) -> ImageSplits:
 
 
 def fetch_idx(name: str, source: type[MNIST], root: str, download: bool) -> None:
-    """One of torchvision's data sets in MNIST's format, to root/<class>/raw."""
+    """Download one of torchvision's data sets in the IDX format to root/<class>/raw."""
     folder = f"{source.__name__}/raw"
     fetch(
         name,
@@ -48,7 +48,7 @@ def fetch_idx(name: str, source: type[MNIST], root: str, download: bool) -> None
 
 
 def read_idx(source: type[MNIST], root: str, validation: int) -> ImageSplits:
-    """What is there, split."""
+    """Read the downloaded files, `validation` training images held out."""
     train, test = (source(root, train=train) for train in (True, False))
     images = (train.data[:, None], test.data[:, None])
     return held_out(images, (train.targets, test.targets), validation, tuple(source.classes))

@@ -1,8 +1,8 @@
 """OMNIGLOT (Lake et al. 2015, MIT licence) in the 28×28 file of Burda et al. (2016).
 
-chardata.mat holds `data` and `testdata`, (784, N) intensities in [0, 1], one image a column in
-column-major order, that is, transposed; and `target`, `testtarget`: a one of 50 alphabets each. No
-checksum is published for it; the reader's own checks must do.
+chardata.mat holds `data` and `testdata`: (784, N) intensities in [0, 1], one image per column in
+column-major order, that is, transposed; and `target` and `testtarget`: one-hot alphabets (50, N).
+No checksum is published for it, so the reader's own checks have to suffice.
 """
 
 from pathlib import Path
@@ -31,9 +31,11 @@ def load(root: str, download: bool = True) -> ImageSplits:
         files=[Remote(f"OMNIGLOT/{FILE}", (URL,))],
     )
     try:
-        found = loadmat(path, variable_names=["data", "testdata", "target", "testtarget"])
-        images = tuple(_images(found[name]) for name in ("data", "testdata"))
-        labels = tuple(torch.from_numpy(found[name].argmax(0)) for name in ("target", "testtarget"))
+        arrays = loadmat(path, variable_names=["data", "testdata", "target", "testtarget"])
+        images = tuple(_images(arrays[name]) for name in ("data", "testdata"))
+        labels = tuple(
+            torch.from_numpy(arrays[name].argmax(0)) for name in ("target", "testtarget")
+        )
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise ValueError(
             f"{path} is damaged or not the published file ({error}): delete it and run again, or "

@@ -1,4 +1,4 @@
-"""What every data set loads to: uint8 images in three fixed splits."""
+"""The common form of every data set: uint8 images in three fixed splits."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from datasets.io.on_disk import ImagesOnDisk
 
-SPLIT_SEED = 20230219  # of the train/validation split: fixed, so that train.seed never moves it
+SPLIT_SEED = 20230219  # of the train/validation split, which does not depend on train.seed
 SPLITS = ("train", "validation", "test")
 Images = Tensor | ImagesOnDisk
 
@@ -17,7 +17,7 @@ class ImageSplits:
     """Images (N, C, H, W) uint8 with levels 0 … max_value; x = 2·image/max_value − 1.
 
     labels: class numbers (N,) of the three splits, indices into `classes`, where the source has
-    them; nothing is trained on them. notes: sentences on what was left out, and why.
+    them; they are never trained on. notes: sentences on what was left out, and why.
     """
 
     train: Images
@@ -35,14 +35,14 @@ class ImageSplits:
 
     @property
     def counts(self) -> str:
-        """How many images each split has."""
+        """The number of images of each split, as text."""
         return " + ".join(f"{len(getattr(self, split)):,}" for split in SPLITS)
 
 
 def hold_out(images: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(all but `count` images, `count` images), drawn once and for all by SPLIT_SEED.
+    """Split into (all but `count` images, `count` images), by SPLIT_SEED alone.
 
-    The same for labels (N,) as for the images (N, C, H, W) that they belong to.
+    Labels (N,) are split in the same way as their images (N, C, H, W).
 
     Raises:
         ValueError: if there are not more than `count` images.
@@ -54,7 +54,7 @@ def hold_out(images: Tensor, count: int) -> tuple[Tensor, Tensor]:
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
     rest, held = (part.sort().values for part in (order[count:], order[:count]))
-    return images.index_select(0, rest), images.index_select(0, held)  # faster than by [ ]
+    return images.index_select(0, rest), images.index_select(0, held)  # faster than indexing
 
 
 def held_out(
@@ -63,7 +63,7 @@ def held_out(
     count: int,
     classes: tuple[str, ...],
 ) -> ImageSplits:
-    """From (training, test) images and labels: `count` of the former are for validation."""
+    """Splits from (training, test) images and labels: `count` training images for validation."""
     train, validation = hold_out(images[0], count)
     train_labels, validation_labels = hold_out(labels[0], count)
     return ImageSplits(

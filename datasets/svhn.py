@@ -1,6 +1,6 @@
 """SVHN (Netzer et al. 2011, non-commercial use only): house numbers of 32×32.
 
-torchvision's sources, checksums and reader.
+Sources, checksums and reader are torchvision's.
 """
 
 from pathlib import Path

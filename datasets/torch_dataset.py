@@ -1,4 +1,4 @@
-"""Anybody's torch.utils.data.Dataset as a source of images: nothing of it needs to know of us."""
+"""Any map-style torch.utils.data.Dataset as a source of images; it needs no adapter."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -7,34 +7,26 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.io.cache import Unstored
+from datasets.io.source import ImageSource
 
-SAMPLED = 1_000  # items whose pixels tell whether a data set is still the same
+SAMPLED = 1_000  # items whose pixels decide whether a data set has changed
 
 
-def unstored(parts: Mapping[str, Dataset], place: str, max_value: int) -> Unstored:
-    """The images of Datasets, each named by its number; see `Unstored` for the parts.
+def image_source(parts: Mapping[str, Dataset], source: str, max_value: int) -> ImageSource:
+    """The images of Datasets, each named by its index; see `ImageSource` for the parts.
 
-    An item is an image, or begins with one: a PIL image, an array or a tensor, uint8 with levels
-    0 … max_value or floats in [0, 1], as (H, W), (C, H, W) or (H, W, C), all of one shape.
+    source: the name for messages. An item is an image, or begins with one: a PIL image, an array or
+    a tensor, uint8 with levels 0 … max_value or floats in [0, 1], as (H, W), (C, H, W) or
+    (H, W, C), all of one shape.
 
     Raises:
-        ValueError: if an item is none of these; or a Dataset has no length.
+        ValueError: if an item is none of these, or a Dataset has no length.
     """
-    for part, source in parts.items():
-        if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
-            raise ValueError(
-                f"dataset._target_={place} has no length or no items ({part}): it must be a "
-                "map-style torch.utils.data.Dataset."
-            )
-        if len(source) == 0:
-            raise ValueError(
-                f"dataset._target_={place} has no images ({part}): check its settings."
-            )
-    first = image_of(next(iter(parts.values()))[0], max_value, f"{place}, item 0")
+    _check_map_style(parts, source)
+    first = image_of(next(iter(parts.values()))[0], max_value, f"{source}, item 0")
 
     def read(part: str, index: int) -> np.ndarray:
-        where = f"{place}, item {index}"
+        where = f"{source}, item {index}"
         image = image_of(parts[part][index], max_value, where)
         if image.shape != first.shape:
             raise ValueError(
@@ -43,28 +35,46 @@ def unstored(parts: Mapping[str, Dataset], place: str, max_value: int) -> Unstor
             )
         return image
 
-    return Unstored(
-        place=place,
+    return ImageSource(
+        source=source,
         identity=_identity(parts, read),
         shape=first.shape,
-        parts={part: [str(n) for n in range(len(source))] for part, source in parts.items()},
+        parts={part: [str(n) for n in range(len(items))] for part, items in parts.items()},
         read=read,
-        parallel=False,  # which it need not be made for
+        parallel=False,  # a Dataset need not be thread-safe
         max_value=max_value,
     )
 
 
+def _check_map_style(parts: Mapping[str, Dataset], source: str) -> None:
+    """Raise ValueError where a Dataset has no length, no items by index, or is empty."""
+    for part, items in parts.items():
+        if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
+            raise ValueError(
+                f"dataset._target_={source} has no length or no items ({part}): it must be a "
+                "map-style torch.utils.data.Dataset."
+            )
+        if len(items) == 0:
+            raise ValueError(
+                f"dataset._target_={source} has no images ({part}): check its settings."
+            )
+
+
 def image_of(item: object, max_value: int, where: str) -> np.ndarray:
-    """An item's image as (C, H, W) uint8."""
+    """An item's image as (C, H, W) uint8; where: the item's name for messages.
+
+    Raises:
+        ValueError: if the item is no image, or has levels out of range.
+    """
     image = item[0] if isinstance(item, (tuple, list)) else item
     image = image.numpy(force=True) if isinstance(image, torch.Tensor) else np.asarray(image)
-    found = f"{image.dtype} {image.shape}"
+    described = f"{image.dtype} {image.shape}"
     if image.ndim == 2:
         image = image[None]
     elif image.ndim == 3 and image.shape[0] not in (1, 3):
         image = image.transpose(2, 0, 1)
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"{where} is no image ({found}): use (C, H, W), C 1 or 3.")
+        raise ValueError(f"{where} is no image ({described}): use (C, H, W), C 1 or 3.")
     levels = image
     if np.issubdtype(image.dtype, np.floating):
         levels = np.rint(image * max_value)
@@ -80,10 +90,10 @@ def image_of(item: object, max_value: int, where: str) -> np.ndarray:
 
 
 def _identity(parts: Mapping[str, Dataset], read: Callable[[str, int], np.ndarray]) -> str:
-    """Made of the lengths and of the pixels of up to SAMPLED items, evenly spread."""
+    """A hash of the lengths and of the pixels of up to SAMPLED evenly spaced items per part."""
     sha256 = hashlib.sha256()
-    for part, source in parts.items():
-        sha256.update(f"{part} {len(source)}".encode())
-        for index in np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)).tolist():
+    for part, items in parts.items():
+        sha256.update(f"{part} {len(items)}".encode())
+        for index in np.unique(np.linspace(0, len(items) - 1, SAMPLED).astype(int)).tolist():
             sha256.update(read(part, index).tobytes())
     return sha256.hexdigest()

@@ -20,7 +20,7 @@ from utils.settings.composition import compose, composed_settings
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
 from utils.settings.trust import check_targets, targets_named_in
-from utils.tracking.wandb_client import fetch, is_remote
+from utils.tracking.wandb_fetch import fetch, is_remote
 
 
 def load_model(

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Writing files so that they are either complete or absent."""
 
 import hashlib
 import json
@@ -13,34 +13,34 @@ import numpy as np
 from utils.errors import ConfigError
 
 
-class Hashing:
-    """Writes on to a file and digests what it was given."""
+class HashingWriter:
+    """Writes to a file and hashes what it writes."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.sha256 = file, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
-        """To the file and the digest."""
+        """Write to the file and update the hash."""
         self.sha256.update(data)
         return self.file.write(data)
 
     def flush(self) -> None:
-        """The file's."""
+        """Flush the file."""
         self.file.flush()
 
 
-def verified_write(path: Path, write: Callable[[Hashing], object]) -> str:
-    """Write a file, flush it to the disk, and read it back from there; its SHA-256.
+def verified_write(path: Path, write: Callable[[HashingWriter], object]) -> str:
+    """Write a file, flush it to the disk and read it back; returns its SHA-256.
 
     Raises:
-        OSError: if it cannot be written, or comes back another; it is then removed.
+        OSError: if it cannot be written, or reads back differently; it is then removed.
     """
     try:
-        with _to_disk(path) as file:
-            hashing = Hashing(file)
+        with _open_synced(path) as file:
+            hashing = HashingWriter(file)
             write(hashing)
         with open(path, "rb") as file:
-            if hasattr(os, "posix_fadvise"):  # else it would be read from memory
+            if hasattr(os, "posix_fadvise"):  # otherwise the page cache would answer
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         digest = hashing.sha256.hexdigest()
         if sha256(path) != digest:
@@ -52,8 +52,8 @@ def verified_write(path: Path, write: Callable[[Hashing], object]) -> str:
 
 
 @contextmanager
-def _to_disk(path: Path) -> Iterator[BinaryIO]:
-    """A new file, flushed to the disk when its block ends well."""
+def _open_synced(path: Path) -> Iterator[BinaryIO]:
+    """A new file that is flushed to the disk when its block ends without an error."""
     with open(path, "wb") as file:
         yield file
         file.flush()
@@ -69,14 +69,14 @@ def sha256(path: Path) -> str:
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     """Write beside `path`, flush to the disk, then rename: a reader never sees half a file."""
     partial = path.with_name(path.name + ".partial")
-    with _to_disk(partial) as file:
+    with _open_synced(partial) as file:
         write(file)
     replace(partial, path)
     return path
 
 
 def replace(source: Path, path: Path) -> None:
-    """Give a file another's name, on the disk too: a power cut leaves the one or the other."""
+    """Rename a file over another, durably: after a power cut one of the two is there."""
     os.replace(source, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -86,12 +86,12 @@ def replace(source: Path, path: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Sixteen hex digits of a file's SHA-256."""
+    """The first 16 hex digits of a file's SHA-256."""
     return sha256(path)[:16]
 
 
 def write_json(path: Path, content: dict) -> Path:
-    """A JSON file; its folder is made where it is missing."""
+    """Write a JSON file; its folder is created if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1) + "\n"
     return atomic_write(path, lambda file: file.write(text.encode()))
@@ -113,12 +113,12 @@ def read_json(path: Path, remedy: str) -> dict:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    """A compressed .npz file; its folder is made where it is missing."""
+    """Write a compressed .npz file; its folder is created if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def write_scores(folder: Path, stem: str, record: dict, per_image: dict[str, np.ndarray]) -> Path:
-    """Every image's figures as stem.npz, then the record that averages them as stem.json."""
+    """Write per-image values as stem.npz, then the record of their averages as stem.json."""
     write_arrays(folder / f"{stem}.npz", per_image)
     return write_json(folder / f"{stem}.json", record)

@@ -1,1 +1,1 @@
-"""Files: fetched, decoded, stored, read."""
+"""Image files: downloading, decoding, caching, and reading from disk."""

@@ -1,4 +1,4 @@
-"""Image files as arrays of one shape; what cannot be one says why."""
+"""Decoding image files to arrays of one shape."""
 
 import os
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no format that runs a program
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none whose decoder runs programs
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SUFFIXES += (".pgm", ".ppm", ".pnm")
-LARGEST = 80_000_000  # pixels: a small file can unpack to more than the memory holds
-TOO_LARGE = f"more than {LARGEST:,} pixels"
+MAX_PIXELS = 80_000_000  # a small file can decompress to more than the memory holds
+TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
 
 
 class Unusable(Exception):
-    """A file that is passed over, and why, in a few words."""
+    """A file that cannot be used; the message says why in a few words."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """To (channels, size, size) uint8: the centred square, scaled (bilinear, antialiased).
+    """Decodes to (channels, size, size) uint8: the centred square, scaled (bilinear, antialiased).
 
-    channels 1 is grey by ITU-R 601. 16-bit grey keeps its upper half; of an animation the first
-    frame counts; what is transparent is white; EXIF's orientation is followed. crop: (left, upper,
-    right, lower) in place of the centred square.
+    One channel is grey by ITU-R 601. 16-bit grey keeps its upper byte; of an animation the first
+    frame is used; transparency is composited on white; EXIF's orientation is applied. crop: (left,
+    upper, right, lower) instead of the centred square.
     """
 
     channels: int
@@ -32,10 +32,10 @@ class Decoder:
     crop: tuple[int, int, int, int] | None = None
 
     def __call__(self, file: "str | os.PathLike | BinaryIO") -> np.ndarray:
-        """The image in a file.
+        """Decode the image in a file.
 
         Raises:
-            Unusable: if there is none that can be read.
+            Unusable: if it holds no image that can be read.
         """
         try:
             with Image.open(file, formats=FORMATS) as image:
@@ -52,9 +52,9 @@ class Decoder:
             raise Unusable(f"damaged: {' '.join(str(error).split())[:80]}") from error
 
     def fit(self, image: Image.Image) -> np.ndarray:
-        """An image in memory."""
+        """Crop, scale and convert an image in memory."""
         width, height = image.size
-        if width * height > LARGEST:
+        if width * height > MAX_PIXELS:
             raise Unusable(TOO_LARGE)
         image = _opaque(ImageOps.exif_transpose(image)).convert(
             "L" if self.channels == 1 else "RGB"
@@ -65,16 +65,15 @@ class Decoder:
             width, height = image.size
             side = min(width, height)
             left, upper = (width - side) // 2, (height - side) // 2
-            image = image.crop(
-                (left, upper, left + side, upper + side)
-            )  # `resize` looks beyond a box
+            # Cropped first: resize(box=…) would also read pixels outside the box.
+            image = image.crop((left, upper, left + side, upper + side))
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         array = np.asarray(image)
         return array[None] if self.channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """With 8 bits and without transparency."""
+    """The image with 8 bits per channel and without transparency."""
     if image.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 0xFFFF:

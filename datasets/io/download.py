@@ -1,4 +1,4 @@
-"""Getting a data set's files onto the disk: one place for what can go wrong on the way."""
+"""Downloading a data set's files, resumed and verified; every failure names the remedy."""
 
 import hashlib
 import http.client
@@ -12,16 +12,17 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-Read = TypeVar("Read")
-CHUNK = 1 << 20
-tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # nothing may climb out
-TIMEOUT = 30  # seconds that a source may be silent
-TRIES = 5  # of a source that breaks off; each goes on where the last one ended
+Content = TypeVar("Content")
+CHUNK = 1 << 20  # bytes
+TIMEOUT = 30  # seconds without data from a server
+TRIES = 5  # of an interrupted download; each resumes where the last one ended
+# No member of an archive may be written outside the folder that it is unpacked into.
+tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to fetch: its place under dataset.root, its sources, and the MD5 published for it."""
+    """A file to download: its path under dataset.root, its URLs, and its published MD5."""
 
     path: str
     urls: tuple[str, ...]
@@ -37,13 +38,13 @@ def fetch(
     unpack: Callable[[], object] = lambda: None,
     get: "Callable[[str, Path], object] | None" = None,
 ) -> None:
-    """Where the data set is not `present`: fetch and verify its files, then `unpack`.
+    """Download and verify the files of a data set that is not `present`, then `unpack` them.
 
-    get(url, path) is what fetches one.
+    get(url, path) downloads one file.
 
     Raises:
-        ValueError: if it is missing and may not, or cannot, be downloaded; it says which file, with
-            which checksum, belongs where.
+        ValueError: if it is missing and may not, or cannot, be downloaded; the message names the
+            files, their checksums and where to put them.
     """
     if present():
         return
@@ -65,12 +66,12 @@ def fetch(
 
 
 def obtain(name: str, folder: Path, file: Remote, get: Callable[[str, Path], object]) -> None:
-    """The file at its place, verified: what is there, else from the first source that has it.
+    """Put a verified file into the folder, unless it is there: from the first URL that has it.
 
-    What has arrived is kept in <file>.part, and a next try goes on from there.
+    An incomplete download is kept as <file>.part and resumed by the next attempt.
 
     Raises:
-        ValueError: if no source has it, or what is there, or comes, has another checksum.
+        ValueError: if no URL has it, or its checksum is wrong.
     """
     path, reasons = folder / file.path, []
     if path.exists():
@@ -92,62 +93,61 @@ def obtain(name: str, folder: Path, file: Remote, get: Callable[[str, Path], obj
         )
     if not part.exists():
         raise ValueError(f"{name}: nothing came for {path.name}: {by_hand}.")
-    found = md5(part)
-    if file.md5 not in (None, found):
+    received = md5(part)
+    if file.md5 not in (None, received):
         part.unlink()
         raise ValueError(
-            f"{name}: what {url} sent for {path.name} has MD5 {found}, expected {file.md5}: "
+            f"{name}: what {url} sent for {path.name} has MD5 {received}, expected {file.md5}: "
             f"{by_hand}."
         )
     part.rename(path)
 
 
 def download_url(url: str, part: Path) -> None:
-    """Append to `part` what it lacks of the file at url, going on where a connection ends early."""
-    for left in reversed(range(TRIES)):
-        there = part.stat().st_size if part.exists() else 0
-        request = urllib.request.Request(url, headers={"User-Agent": "dct-ladder-vae"})
-        if there:
-            request.add_header("Range", f"bytes={there}-")
+    """Append to `part` what it lacks of the file at url, resuming where a connection breaks off."""
+    for retries_left in reversed(range(TRIES)):
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                if response.status != 206:  # it sends the whole
-                    there = 0
-                length = response.headers.get("Content-Length")
-                whole = there + int(length) if length else None
-                with (
-                    open(part, "ab" if there else "wb") as file,
-                    tqdm(
-                        desc=part.stem,
-                        initial=there,
-                        total=whole,
-                        unit="B",
-                        unit_scale=True,
-                        disable=None,
-                    ) as bar,
-                ):
-                    while chunk := response.read(CHUNK):
-                        file.write(chunk)
-                        bar.update(len(chunk))
-            if whole is None or part.stat().st_size == whole:
+            size = _resume(url, part)
+            if size is None or part.stat().st_size == size:
                 return
-            failure: Exception = OSError(f"it ended after {part.stat().st_size} of {whole} bytes")
+            failure: Exception = OSError(f"it ended after {part.stat().st_size} of {size} bytes")
         except urllib.error.HTTPError as error:
-            if error.code != 416:  # asked for what is beyond its end: what is here is not of it
+            if error.code != 416:  # range not satisfiable: `part` belongs to a longer file
                 raise
             part.unlink()
             failure = error
         except (TimeoutError, ConnectionError, http.client.IncompleteRead) as error:
             failure = error
-        if not left:
+        if not retries_left:
             raise failure
 
 
-def read(folder: Path, md5s: Mapping[str, str], reader: Callable[[], Read]) -> Read:
-    """reader(), which is torchvision's and verifies these files; what it refuses is named.
+def _resume(url: str, part: Path) -> int | None:
+    """One request for the rest of a file; the file's size, where the server names it."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "dct-ladder-vae"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        if response.status != 206:  # no partial content: the server sends the whole file
+            start = 0
+        length = response.headers.get("Content-Length")
+        size = start + int(length) if length else None
+        bar = tqdm(
+            desc=part.stem, initial=start, total=size, unit="B", unit_scale=True, disable=None
+        )
+        with open(part, "ab" if start else "wb") as file, bar:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    return size
+
+
+def read(folder: Path, md5s: Mapping[str, str], reader: Callable[[], Content]) -> Content:
+    """Call torchvision's reader, which verifies these files, and name the one that it rejects.
 
     Raises:
-        ValueError: with both checksums of the file that is damaged.
+        ValueError: with both checksums of the damaged file.
     """
     try:
         return reader()
@@ -159,16 +159,16 @@ def read(folder: Path, md5s: Mapping[str, str], reader: Callable[[], Read]) -> R
 
 def check_md5(path: Path, expected: str | None) -> None:
     """Raise ValueError with both checksums if the file is not the published one."""
-    found = md5(path)
-    if expected not in (None, found):
+    actual = md5(path)
+    if expected not in (None, actual):
         raise ValueError(
-            f"{path} is damaged or not the published file (MD5 {found}, expected {expected}): "
+            f"{path} is damaged or not the published file (MD5 {actual}, expected {expected}): "
             "delete it and run again, or put a good copy there."
         )
 
 
 def md5(path: Path) -> str:
-    """Of a file's content."""
+    """The MD5 of a file in hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Images that stay in their file: for sets that would not fit the memory, or not several times."""
+"""Images that stay on the disk, for sets that do not fit into memory once per process."""
 
 import math
 import os
@@ -10,27 +10,27 @@ from torch import Tensor
 
 
 class ImagesOnDisk:
-    """Images (N, …) uint8 in a file, read as they are asked for, and handed out on `device`.
+    """Images (N, …) uint8 in a file, read when they are indexed and returned on `device`.
 
-    Of the tensor that they stand for they have `shape`, `device`, `len`, `to`, `split`, slices
-    (which stay on the disk too) and indexing by a tensor of places (which reads). A process holds
-    nothing of the file; the system keeps it where memory is to spare, once for all processes. It is
-    read, not mapped: a fault of a mapping maps up to 2 MB, which then counts as the process's, and
-    to give that back often takes longer than reading.
+    Supports what this project needs of a tensor: `shape`, `device`, `len`, `to`, `split`, slices
+    (which stay on the disk) and indexing by a tensor of indices (which reads). The process holds
+    none of the file in memory; the system's page cache is shared by all processes. The file is read
+    rather than mapped: a page fault of a mapping can map up to 2 MB, which then counts as the
+    process's memory, and releasing it often takes longer than reading.
 
-    offset: where the first one begins, in bytes.
+    offset: where the first image begins, in bytes.
     """
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...]):
         self._file = open(path, "rb", buffering=0)
-        self._offset, self._image = offset, math.prod(shape[1:])
+        self._offset, self._image_bytes = offset, math.prod(shape[1:])
         self.shape, self.device = torch.Size(shape), torch.device("cpu")
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def to(self, device: torch.device | str) -> "ImagesOnDisk":
-        """The same images, handed out on another device."""
+        """The same images, returned on another device."""
         return self._like(self._offset, len(self), torch.device(device))
 
     def split(self, count: int) -> Iterator[Tensor]:
@@ -38,25 +38,27 @@ class ImagesOnDisk:
         for first in range(0, len(self), count):
             yield self[torch.arange(first, min(first + count, len(self)))]
 
-    def __getitem__(self, places: "slice | Tensor") -> "ImagesOnDisk | Tensor":
-        """A slice, on the disk; or the images (B, …) at places (B,), read.
+    def __getitem__(self, indices: "slice | Tensor") -> "ImagesOnDisk | Tensor":
+        """A slice, still on the disk; or the images (B, …) at indices (B,), read.
 
         Raises:
-            OSError: if the file has become shorter.
+            OSError: if the file was truncated meanwhile.
         """
-        if isinstance(places, slice):
-            first, last, _ = places.indices(len(self))
-            return self._like(self._offset + first * self._image, max(last - first, 0), self.device)
-        file, size, offset = self._file.fileno(), self._image, self._offset
-        parts = [os.pread(file, size, offset + place * size) for place in places.tolist()]
+        if isinstance(indices, slice):
+            first, last, _ = indices.indices(len(self))
+            return self._like(
+                self._offset + first * self._image_bytes, max(last - first, 0), self.device
+            )
+        file, size, offset = self._file.fileno(), self._image_bytes, self._offset
+        parts = [os.pread(file, size, offset + index * size) for index in indices.tolist()]
         data = bytearray().join(parts)
         if len(data) < size * len(parts):
             raise OSError(f"{self._file.name} is shorter than it was: was it changed?")
-        found = torch.frombuffer(data, dtype=torch.uint8) if parts else torch.empty(0).byte()
-        return found.view(len(parts), *self.shape[1:]).to(self.device)
+        images = torch.frombuffer(data, dtype=torch.uint8) if parts else torch.empty(0).byte()
+        return images.view(len(parts), *self.shape[1:]).to(self.device)
 
     def _like(self, offset: int, count: int, device: torch.device) -> "ImagesOnDisk":
         new = object.__new__(ImagesOnDisk)
-        new._file, new._offset, new._image = self._file, offset, self._image
+        new._file, new._offset, new._image_bytes = self._file, offset, self._image_bytes
         new.shape, new.device = torch.Size((count, *self.shape[1:])), device
         return new

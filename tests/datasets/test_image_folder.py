@@ -17,8 +17,8 @@ from PIL import Image
 
 from datasets import image_folder
 from datasets.io import cache
-from datasets.io.cache import divide
 from datasets.io.decode import Decoder, Unusable
+from datasets.io.source import divide
 from datasets.splits import SPLITS
 
 GENERATOR = np.random.default_rng(0)
@@ -90,8 +90,8 @@ def test_the_split_belongs_to_the_name_on_every_machine():
         "31.png",
     ]
     composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"  # as Linux and macOS spell a name
-    places = [divide({"all": [name]}, 0.3, 0.3) for name in (composed, decomposed)]
-    assert places[0] == places[1]
+    splits = [divide({"all": [name]}, 0.3, 0.3) for name in (composed, decomposed)]
+    assert splits[0] == splits[1]
     given = divide({"train": names, "test": names[:50]}, 0.1, 0.2)
     assert given["test"] == [("test", index) for index in range(50)] and given["validation"] == [
         ("train", index) for _, index in found["validation"]
@@ -324,8 +324,8 @@ def test_a_large_set_stays_on_the_disk_and_is_the_same(tmp_path):
         one, other = getattr(kept, split), getattr(stored, split)
         assert isinstance(one, torch.Tensor) and not isinstance(other, torch.Tensor)
         assert one.shape == other.shape and len(one) == len(other)
-        places = torch.randperm(len(one))
-        assert torch.equal(one[places], other[places])
+        indices = torch.randperm(len(one))
+        assert torch.equal(one[indices], other[indices])
         assert torch.equal(one, torch.cat(list(other.to("cpu").split(7))))
         assert torch.equal(one[2:5], other[2:5][torch.arange(3)])
         assert torch.equal(one[3:][1:4], other[3:][1:4][torch.arange(3)]) and len(other[:0]) == 0
@@ -364,13 +364,13 @@ def test_images_that_change_are_read_again(tmp_path):
 
 def test_processes_that_start_together_make_it_once(tmp_path, monkeypatch):
     write_some(tmp_path / "all", 60)
-    made, make = [], cache._make
+    written, write = [], cache._write
 
     def counted(*arguments):
-        made.append(1)
-        make(*arguments)
+        written.append(1)
+        write(*arguments)
 
-    monkeypatch.setattr(cache, "_make", counted)
+    monkeypatch.setattr(cache, "_write", counted)
     found = []
     threads = [
         threading.Thread(target=lambda: found.append(load(tmp_path / "all"))) for _ in "1234"
@@ -379,7 +379,7 @@ def test_processes_that_start_together_make_it_once(tmp_path, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == 1 and len(found) == 4
+    assert len(written) == 1 and len(found) == 4
 
 
 def test_no_room_or_no_permission_for_the_stored_file(tmp_path, monkeypatch):

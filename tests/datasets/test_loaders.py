@@ -44,10 +44,11 @@ def test_images_and_ids_belong_together():
             torch.testing.assert_close(batch.x[:, 0, 0, 0], batch.ids / 127.5 - 1)
 
 
-@pytest.mark.parametrize(("world", "passes"), [(1, 3), (3, 1), (2, 2)])
-def test_shares_add_up_to_the_global_batch(world, passes):
+@pytest.mark.parametrize(("world", "micro_batches"), [(1, 3), (3, 1), (2, 2)])
+def test_shares_add_up_to_the_global_batch(world, micro_batches):
     whole = ids(batches().epoch(0))
-    shares = [ids(batches(rank=r, world=world, passes=passes).epoch(0)) for r in range(world)]
+    parts = [batches(rank=r, world=world, micro_batches=micro_batches) for r in range(world)]
+    shares = [ids(part.epoch(0)) for part in parts]
     for step, expected in enumerate(whole):
         assert sorted(itertools.chain(*(share[step] for share in shares))) == sorted(expected)
 

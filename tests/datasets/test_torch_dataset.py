@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasets.io import cache
 from datasets.splits import SPLITS
-from datasets.torch_dataset import image_of, unstored
+from datasets.torch_dataset import image_of, image_source
 from tests.commands import QUIET, call, environment, only_run
 from tests.conftest import shrunk
 
@@ -120,18 +120,18 @@ def test_items_that_are_no_images(item, said):
 def test_an_image_of_another_shape_and_an_empty_set(tmp_path):
     images = [torch.zeros(1, 4, 4), torch.zeros(1, 4, 5)]
     with pytest.raises(ValueError, match=r"item 1 has the shape .*4, 5.*crop or resize"):
-        unstored({"all": images}, "their.Set", 255)
+        image_source({"all": images}, "their.Set", 255)
     with pytest.raises(ValueError, match="has no images"):
-        unstored({"all": []}, "their.Set", 255)
+        image_source({"all": []}, "their.Set", 255)
     with pytest.raises(ValueError, match="has no length"):
-        unstored({"all": iter(images)}, "their.Set", 255)
+        image_source({"all": iter(images)}, "their.Set", 255)
 
 
 def test_a_set_that_changes_is_stored_anew(tmp_path):
     images = torch.randint(0, 256, (50, 1, 4, 4)).byte()
 
     def load(images):
-        found = unstored({"all": list(images)}, "their.Set", 255)
+        found = image_source({"all": list(images)}, "their.Set", 255)
         splits = cache.load(found, str(tmp_path), 1, 0.2, 0.2)
         return torch.cat([getattr(splits, split) for split in SPLITS])
 

@@ -36,8 +36,18 @@ def test_launchers(monkeypatch, variables, expected):
     assert launch.launcher() == expected
 
 
-def test_slurm_places(monkeypatch):
-    for nodes, first in (("a1,a2", "a1"), ("gpu[03-05,8]", "gpu03"), ("solo", "solo")):
+FIRST_NODES = {
+    "a1,a2": "a1",
+    "gpu[03-05,8]": "gpu03",
+    "solo": "solo",
+    "a[1-2],b[3-4]": "a1",
+    "rack[1-2]node[03-05]": "rack1node03",
+}
+
+
+def test_slurm_ranks_and_first_node(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "z[1-9]")  # the step may have fewer nodes
+    for nodes, first in FIRST_NODES.items():
         monkeypatch.delenv("MASTER_ADDR", raising=False)
         settings = {"NODELIST": nodes, "NUM_TASKS": "8"}
         for name, value in settings.items():
@@ -49,6 +59,11 @@ def test_slurm_places(monkeypatch):
         import os
 
         assert os.environ["MASTER_ADDR"] == first
+
+
+def test_the_interface_towards_a_host():
+    assert launch._interface("127.0.0.1", 9) in ("lo", "lo0")
+    assert launch._interface("::1", 9) is None
 
 
 def test_one_process_is_the_identity():

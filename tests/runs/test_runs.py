@@ -2,15 +2,17 @@
 
 import json
 import logging
+import subprocess
+import sys
 import warnings
 
 import pytest
 import yaml
 
-from tests.conftest import compose
+from tests.conftest import ROOT, compose
 from utils.errors import ConfigError
 from utils.processes.launch import Processes
-from utils.runs.folder import RunFolder
+from utils.runs.folder import RunFolder, locked
 
 
 @pytest.fixture(autouse=True)
@@ -34,22 +36,35 @@ def folder(tmp_path, *overrides, processes=None) -> RunFolder:
 
 def test_a_second_process_is_told_to_wait(tmp_path):
     first, second = folder(tmp_path), folder(tmp_path)
-    with first.opened(anew=False):
+    with first.opened(start_over=False):
         with (
             pytest.raises(ConfigError, match="is being trained by another process"),
-            second.opened(anew=False),
+            second.opened(start_over=False),
         ):
             pass
-        with folder(tmp_path, "train.seed=7").opened(anew=False):
+        with folder(tmp_path, "train.seed=7").opened(start_over=False):
             pass
-    with second.opened(anew=False):
+    with second.opened(start_over=False):
         assert second.wandb_id == first.wandb_id
+
+
+def test_a_killed_process_gives_its_lock_up(tmp_path):
+    program = "import sys, time; from pathlib import Path; from utils.runs.folder import locked\n"
+    program += "lock = locked(Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"locked\n"
+        with pytest.raises(ConfigError, match="is being trained by another process"):
+            locked(tmp_path)
+        process.kill()
+    with locked(tmp_path):
+        pass
 
 
 def test_starting_anew_keeps_the_old_folder(tmp_path):
     run = folder(tmp_path)
     for mark in ("one", "two", "three"):
-        with run.opened(anew=run.results() is not None):
+        with run.opened(start_over=run.results() is not None):
             run.finish({"mark": mark}, {})
     marks = {p.name: json.loads((p / "results.json").read_text()) for p in tmp_path.iterdir()}
     assert marks[run.name] == {"mark": "three"}
@@ -59,7 +74,7 @@ def test_starting_anew_keeps_the_old_folder(tmp_path):
 
 def test_the_log_has_warnings_and_the_error_that_ended_it(tmp_path):
     run = folder(tmp_path)
-    with pytest.raises(RuntimeError), run.opened(anew=False):
+    with pytest.raises(RuntimeError), run.opened(start_over=False):
         warnings.warn("something odd", stacklevel=1)
         raise RuntimeError("the end")
     text = (run.path / "run.log").read_text()
@@ -68,7 +83,7 @@ def test_the_log_has_warnings_and_the_error_that_ended_it(tmp_path):
 
 def test_no_secret_is_written(tmp_path):
     run = folder(tmp_path, "wandb.api_key=planted-key")
-    with run.opened(anew=False):
+    with run.opened(start_over=False):
         pass
     for path in run.path.rglob("*"):
         assert not path.is_file() or b"planted-key" not in path.read_bytes()
@@ -78,7 +93,7 @@ def test_no_secret_is_written(tmp_path):
 def test_other_processes_write_nothing(tmp_path):
     main = folder(tmp_path)
     other = folder(tmp_path, processes=Processes(rank=1, world=2))
-    with main.opened(anew=False), other.opened(anew=False):
+    with main.opened(start_over=False), other.opened(start_over=False):
         other.save("last", {})
         other.finish({}, {})
     assert not list(main.checkpoints.iterdir()) and main.results() is None

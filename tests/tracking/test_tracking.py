@@ -2,14 +2,17 @@
 
 import logging
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.image import imsave
 
+from utils.processes.launch import Processes
+from utils.terminal import Terminal
 from utils.tracking.sinks import LocalSink, Sink
 from utils.tracking.tensorboard import TensorBoardSink
-from utils.tracking.tracker import Tracker
+from utils.tracking.tracker import Tracker, open_tracker
 
 
 class Broken(Sink):
@@ -86,3 +89,43 @@ def test_without_tensorboard_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.delattr("torch.utils.tensorboard", raising=False)  # where another test loaded it
     with pytest.raises(ValueError, match=r"pip install -e '.\[tensorboard\]'"):
         TensorBoardSink(tmp_path)
+
+
+class Listing(Sink):
+    """Somebody else's tracker: one class."""
+
+    def __init__(self, folder):
+        self.folder, self.calls = folder, []
+
+    def log(self, values, epoch, step):
+        """Keep the row."""
+        self.calls.append((values, epoch, step))
+
+    def close(self, failed):
+        """Keep how the run ended."""
+        self.calls.append(failed)
+
+
+def test_a_further_sink_is_one_class_and_never_ends_a_run(tmp_path, capsys):
+    made = []
+
+    def listing(folder):
+        made.append(Listing(folder))
+        return made[0]
+
+    def unreachable(folder):
+        raise ConnectionError("nobody\nthere")
+
+    settings = {"tensorboard": False, "setup": {"mode": "disabled"}}
+    run = SimpleNamespace(path=tmp_path, processes=Processes())
+    factories = [listing, unreachable, lambda folder: Broken()]
+    with open_tracker(settings, run, None, Terminal(), factories) as tracker:
+        tracker.begin(0)
+        tracker.log({"a": 1.0}, epoch=1, step=2)
+    assert made[0].folder == tmp_path and made[0].calls == [({"a": 1.0}, 1, 2), False]
+    assert len(tracker.local.rows()) == 1
+    told = capsys.readouterr().out
+    assert told == "The tracker unreachable could not start, the run goes on: nobody there\n"
+    other = SimpleNamespace(path=tmp_path, processes=Processes(rank=1, world=2))
+    with open_tracker(settings, other, None, Terminal(), factories) as tracker:
+        assert tracker.sinks == []

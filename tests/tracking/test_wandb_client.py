@@ -14,7 +14,7 @@ from tests.tracking.wandb_server import API_KEY, ENTITY, MANIFEST, WandbServer
 FETCH = """
 import sys
 from pathlib import Path
-from utils.tracking.wandb_client import fetch
+from utils.tracking.wandb_fetch import fetch
 try:
     print(fetch(sys.argv[1], Path("cache"), []))
 except ValueError as error:
@@ -164,6 +164,8 @@ def test_a_download_that_is_not_whole_is_refused_and_leaves_nothing(
     said = fetched(server, tmp_path, artifact)
     assert said.startswith(f"Error: checkpoint={artifact} could not be fetched whole")
     assert "\n" not in said and not list(tmp_path.glob("cache/**/*.p*"))
+    server.clear_faults()
+    assert (tmp_path / fetched(server, tmp_path, artifact)).is_file()  # no bad copy is kept
 
 
 def test_the_last_checkpoint_never_stands_in_for_a_best_that_cannot_be_asked_for(

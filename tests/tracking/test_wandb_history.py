@@ -14,15 +14,15 @@ from tests.tracking.wandb_server import WandbServer
 PIECE = """
 import os, signal, sys, time
 from pathlib import Path
-from utils.settings.composition import compose, resolve
+from utils.settings.composition import compose, composed_settings
 from utils.tracking.sinks import LocalSink
 from utils.tracking.tracker import Tracker
-from utils.tracking.wandb_client import WandbSink
+from utils.tracking.wandb_sink import WandbSink
 
 mode, until, wait = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 folder, checkpoint = Path("run").absolute(), Path("run", "step")
 folder.mkdir(exist_ok=True)
-settings = resolve(compose(["experiment=digits_ladder"]))
+settings = composed_settings(compose(["experiment=digits_ladder"]))
 mirror = WandbSink(settings.wandb, folder, "run", "cut", settings, None, mode, print)
 tracker = Tracker(folder, [LocalSink(folder / "metrics.jsonl"), mirror])
 start = int(checkpoint.read_text()) if checkpoint.exists() else 0
@@ -38,9 +38,9 @@ tracker.close()
 """
 SYNC = """
 from pathlib import Path
-from utils.settings.composition import compose, resolve
+from utils.settings.composition import compose, composed_settings
 from utils.tasks.sync import bring_up_to_date
-settings = resolve(compose(["experiment=digits_ladder"]))
+settings = composed_settings(compose(["experiment=digits_ladder"]))
 print(bring_up_to_date(Path("run").absolute(), settings, "cut"))
 """
 END, AT_ONCE, LATER = -1, 0, 2.5  # how a piece ends: well, or killed so many seconds after a row

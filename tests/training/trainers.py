@@ -39,7 +39,7 @@ def make_trainer(
         settings.train.seed,
         rank=processes.rank,
         world=processes.world,
-        passes=settings.train.acc_grad,
+        micro_batches=settings.train.acc_grad,
     )
 
     def write(name, state):

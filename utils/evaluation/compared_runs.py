@@ -18,7 +18,7 @@ from utils.errors import ConfigError
 from utils.evaluation.collapse import CollapseReport
 from utils.evaluation.record import REMEDY, ScoreRecord
 from utils.files import file_digest
-from utils.runs.folder import RESULTS, matching
+from utils.runs.folder import RESULTS, expand_pattern
 from utils.settings.identity import determining
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema.task import CompareTask
@@ -74,7 +74,7 @@ def sources(named: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: if there are fewer than two.
     """
-    paths = [path for name in named for path in matching(name)]
+    paths = [path for name in named for path in expand_pattern(name)]
     if len(paths) < 2:
         raise ConfigError(
             f"runs={list(named)} names {len(paths)} run(s): name two or more, as in "

@@ -1,1 +1,1 @@
-"""Several processes: launched, introduced, summed over, watched."""
+"""Several processes: launching, collectives, devices and threads, detection of failed peers."""

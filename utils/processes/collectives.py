@@ -1,6 +1,6 @@
-"""Sums over the processes, gradients averaged, and what all of them agree on.
+"""Collective operations: sums over the processes, averaged gradients, agreement on flags.
 
-With one process every call here is the identity.
+With one process every function is the identity.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from utils.processes.launch import Processes
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum over processes, where the values were."""
+    """The sum over all processes, on the device of `values`."""
     if not dist.is_initialized():
         return values
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -24,26 +24,26 @@ def total(values: Tensor) -> Tensor:
 
 
 def by_image(ids: list[Tensor], rows: list[Tensor], images: int) -> Tensor:
-    """Rows (B, …) of the images ids (B,) of every process, in the images' order: (images, …)."""
+    """Gather rows (B, …) of the images `ids` (B,) from every process, in order: (images, …)."""
     gathered = torch.zeros(images, *rows[0].shape[1:], dtype=rows[0].dtype)
-    for places, values in zip(ids, rows, strict=True):
-        gathered[places] = values
+    for indices, values in zip(ids, rows, strict=True):
+        gathered[indices] = values
     return total(gathered)
 
 
 def agree(*flags: bool) -> list[bool]:
-    """For each flag, whether it is up on any process: all of them get the same answers."""
+    """For each flag, whether any process has set it: the same answer on all of them."""
     if not dist.is_initialized():
         return list(flags)
     return [count > 0 for count in total(torch.tensor(flags, dtype=torch.float32)).tolist()]
 
 
-def wrap(module: nn.Module, device: torch.device, passes: int = 1) -> nn.Module:
-    """The module under DistributedDataParallel where there are several processes.
+def wrap(module: nn.Module, device: torch.device, micro_batches: int = 1) -> nn.Module:
+    """The module, wrapped in DistributedDataParallel where there are several processes.
 
-    The loss must be computed by calling what is returned: past it, gradients are never averaged.
-    passes: backward passes per step; more than one, of which the last alone communicates, are
-    against the rules of a static graph.
+    The loss must be computed by calling the wrapper; otherwise gradients are never averaged.
+    micro_batches: backward passes per step; with more than one only the last communicates, which
+    a static graph does not allow.
     """
     if not dist.is_initialized():
         return module
@@ -52,7 +52,7 @@ def wrap(module: nn.Module, device: torch.device, passes: int = 1) -> nn.Module:
         module,
         ids,
         gradient_as_bucket_view=True,
-        static_graph=passes == 1,
+        static_graph=micro_batches == 1,
         # LadderVAE.after_optimizer_step and average_statistics keep them the same
         broadcast_buffers=False,
     )
@@ -60,7 +60,7 @@ def wrap(module: nn.Module, device: torch.device, passes: int = 1) -> nn.Module:
 
 @torch.no_grad()
 def average_statistics(module: nn.Module) -> None:
-    """The running means and variances of batch norms, which each process has of its own images."""
+    """Average the running statistics of batch norms, which each process has of its own images."""
     if not dist.is_initialized():
         return
     for norm in module.modules():
@@ -70,7 +70,7 @@ def average_statistics(module: nn.Module) -> None:
 
 
 def differing(module: nn.Module) -> str | None:
-    """The first weight or buffer that is not bit for bit the same on all processes."""
+    """The name of the first weight or buffer that is not bit for bit equal on all processes."""
     if not dist.is_initialized():
         return None
     state = module.state_dict()
@@ -84,22 +84,22 @@ def differing(module: nn.Module) -> str | None:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """A number made of all bits of a tensor and their places: scalar int64."""
+    """A checksum of all bits of a tensor and their positions: scalar int64."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = tensor.detach().contiguous().flatten().view(kinds[tensor.element_size()]).long()
-    places = torch.arange(len(bits), device=bits.device)
-    return (bits * (2 * places + 1)).sum()  # modulo 2^64
+    positions = torch.arange(len(bits), device=bits.device)
+    return (bits * (2 * positions + 1)).sum()  # modulo 2^64
 
 
-def no_sync(module: nn.Module, more: bool) -> AbstractContextManager:
-    """Without communication while `more` backward passes of the same step will follow."""
-    if more and isinstance(module, nn.parallel.DistributedDataParallel):
+def no_sync(module: nn.Module, wanted: bool) -> AbstractContextManager:
+    """No averaging of gradients while `wanted`: until the last backward pass of a step."""
+    if wanted and isinstance(module, nn.parallel.DistributedDataParallel):
         return module.no_sync()
     return nullcontext()
 
 
 def main_first(processes: Processes, action: Callable) -> object:
-    """`action()` on the main process, then on the others (for downloads into a shared folder)."""
+    """Run `action` on the main process, then on the others (downloads into a shared folder)."""
     result = action() if processes.is_main else None
     if dist.is_initialized():
         dist.barrier()

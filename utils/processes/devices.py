@@ -1,4 +1,4 @@
-"""Which device a process computes on, and in which half precision."""
+"""The device that a process computes on, and its half-precision type."""
 
 import torch
 
@@ -6,16 +6,14 @@ from utils.processes.launch import Processes
 
 
 def pick_device(wanted: str, processes: Processes) -> torch.device:
-    """train.device as a device of this process.
+    """The device that train.device means for this process.
 
     Raises:
-        ValueError: if the device is not there, or a node has more processes than GPUs.
+        ValueError: if there is no such device, or a node has more processes than GPUs.
     """
     if wanted == "auto":
-        found = (
-            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        )
-        wanted = found.type if found else "cpu"
+        available = torch.accelerator.is_available()
+        wanted = torch.accelerator.current_accelerator().type if available else "cpu"
     if wanted == "mps" and not torch.backends.mps.is_available():
         raise ValueError("train.device=mps is not available here: use auto or cpu.")
     if not wanted.startswith("cuda"):
@@ -32,7 +30,7 @@ def pick_device(wanted: str, processes: Processes) -> torch.device:
 
 
 def amp_dtype(device: torch.device) -> torch.dtype:
-    """The half precision of a device: bfloat16 where it has it, float16 otherwise."""
+    """bfloat16 where the device supports it natively, float16 otherwise."""
     if device.type == "mps":
         return torch.float16
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):

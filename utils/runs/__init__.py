@@ -1,1 +1,1 @@
-"""A run's folder, its checkpoint files, and being asked to stop."""
+"""A run's folder, its checkpoint files, and the signals that interrupt it."""

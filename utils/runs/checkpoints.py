@@ -1,7 +1,7 @@
-"""Checkpoint files: written whole or not at all, read without running anything in them.
+"""Checkpoint files: written completely or not at all, read without executing anything in them.
 
-A file of ours holds tensors and plain containers: {format, schema, config, wandb_id, model, ema,
-optimizer, scheduler, scaler, progress}.
+A file of this project holds tensors and plain containers: {format, schema, config, wandb_id,
+model, ema, optimizer, scheduler, scaler, progress}.
 """
 
 import json
@@ -17,89 +17,90 @@ from utils.settings.trust import plain_data
 from utils.terminal import one_line
 
 FORMAT, SCHEMA = "dct-ladder-vae", 1
-MANIFEST, RECORDED = "manifest.json", 3  # of each name: the new one, the old, and one more
+MANIFEST = "manifest.json"
+MANIFEST_DEPTH = 3  # entries per name: the new file, its predecessor, and one more
 METRIC = "val/loss"  # bits/dim: its lowest makes the best checkpoint
 
 
 def save(path: Path, config: dict, state: dict) -> Path:
     """Write a checkpoint of a run with this config (which must hold no secrets).
 
-    The old one goes when the new one has been read back: until then under its own name, after that
-    as `<stem>.previous.pth`. manifest.json beside them names the SHA-256 of each.
+    The old file keeps its name until the new one has been read back, and is then kept as
+    `<stem>.previous.pth`. manifest.json beside them lists the SHA-256 of each.
     """
     content = {"format": FORMAT, "schema": SCHEMA, "config": config, **state}
     partial = path.with_name(f"{path.name}.partial")
     digest = verified_write(partial, lambda file: torch.save(content, file))
-    manifest = recorded_digests(path.parent)
-    if path.exists() and path.stem not in manifest:  # fetched, or of an earlier version
+    manifest = read_manifest(path.parent)
+    if path.exists() and path.stem not in manifest:  # fetched, or written by an earlier version
         manifest[path.stem] = [{"sha256": sha256(path), "bytes": path.stat().st_size}]
-    entry = {"sha256": digest, "bytes": partial.stat().st_size, **facts(state)}
-    manifest[path.stem] = [entry, *manifest.get(path.stem, [])][:RECORDED]
-    write_json(path.with_name(MANIFEST), manifest)  # before the names change: see `is_whole`
+    entry = {"sha256": digest, "bytes": partial.stat().st_size, **metadata(state)}
+    manifest[path.stem] = [entry, *manifest.get(path.stem, [])][:MANIFEST_DEPTH]
+    write_json(path.with_name(MANIFEST), manifest)  # before the names change: see `is_intact`
     if path.exists():
-        _keep(path)
+        _keep_previous(path)
     replace(partial, path)
     return path
 
 
-def _keep(path: Path) -> None:
-    """Also under the name of the one before."""
+def _keep_previous(path: Path) -> None:
+    """Give the current file its second name, `<stem>.previous.pth`."""
     link = path.with_name(f"{path.stem}.previous.partial")
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
         os.replace(link, previous(path))
-    except OSError:  # a disk without hard links: for a moment it has the other name alone
+    except OSError:  # no hard links here: for a moment it has the second name only
         os.replace(path, previous(path))
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before this one is."""
+    """The path of a checkpoint's predecessor."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def recorded_digests(folder: Path) -> dict[str, list[dict]]:
-    """By stem, what is recorded of the checkpoints in a run's folder, the newest first."""
+def read_manifest(folder: Path) -> dict[str, list[dict]]:
+    """By stem, the entries about the checkpoints in a run's folder, the newest first."""
     path = folder / MANIFEST
     try:
         return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:  # damaged itself: the next save writes a new one
+    except ValueError:  # damaged: the next save writes a new one
         return {}
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a file is what its folder's manifest says; where that says nothing, it may be."""
-    entries = recorded_digests(path.parent).get(path.name.partition(".")[0])
+def is_intact(path: Path) -> bool:
+    """Whether a file has a digest that its folder's manifest lists; True where it lists none."""
+    entries = read_manifest(path.parent).get(path.name.partition(".")[0])
     return not entries or sha256(path) in {entry["sha256"] for entry in entries}
 
 
 def newest(path: Path) -> tuple[dict, str | None]:
-    """The checkpoint to go on from: this one or, if it is damaged, the one before it.
+    """The checkpoint to resume from: this one or, if it is damaged, its predecessor.
 
     Returns its content, and a sentence if it is the one before; an empty content where neither is
     there.
 
     Raises:
-        ValueError: if none that is there is good.
+        ValueError: if every file that exists is damaged.
     """
-    there = [candidate for candidate in (path, previous(path)) if candidate.exists()]
+    existing = [candidate for candidate in (path, previous(path)) if candidate.exists()]
     trouble = None
-    for candidate in there:
+    for candidate in existing:
         try:
             return read(candidate), trouble and f"{trouble} Going on from {candidate.name} instead."
         except ValueError as error:
             trouble = trouble or str(error)
-    if there:
+    if existing:
         raise ValueError(trouble)
     return {}, None
 
 
-def facts(state: dict) -> dict:
-    """What a list of checkpoints should say of one, as plain JSON."""
+def metadata(state: dict) -> dict:
+    """Metadata of a checkpoint for the manifest and for W&B, as plain JSON."""
     progress = state["progress"]
     best = progress["best"] if math.isfinite(progress["best"]) else None
-    found = {"format": FORMAT, "schema": SCHEMA, "metric": METRIC, "best": best}
-    return {**found, "epoch": progress["epoch"], "step": progress["step"]}
+    fixed = {"format": FORMAT, "schema": SCHEMA, "metric": METRIC, "best": best}
+    return {**fixed, "epoch": progress["epoch"], "step": progress["step"]}
 
 
 def read(
@@ -108,16 +109,16 @@ def read(
     unsafe: bool = False,
     setting: str = "checkpoint",
 ) -> dict:
-    """Load a file of weights; `unsafe` also runs what a pickle asks for: only for files you trust.
+    """Load a checkpoint. unsafe: also execute what a pickle asks for; only for files you trust.
 
-    setting: what named the file, for the messages.
+    setting: the setting that named the file, for messages.
 
     Raises:
         ValueError: if it is missing, damaged, or holds more than tensors and plain containers.
     """
     if not path.is_file():
         raise ValueError(f"{setting}={path} is not a file: name a .pth file or a run's folder.")
-    if not is_whole(path):
+    if not is_intact(path):
         raise ValueError(
             f"{setting}={path} is damaged (it is none that {MANIFEST} beside it names): get a good "
             "copy."
@@ -148,7 +149,7 @@ def settings_in(path: Path, setting: str) -> dict:
     """The settings in a checkpoint of this project.
 
     Raises:
-        ValueError: if it is another's.
+        ValueError: if it is not one of this project's.
     """
     content = read(path, setting=setting)
     if content.get("format") != FORMAT:

@@ -1,12 +1,11 @@
-"""A run's folder: named after its settings, held by one process, continued by the same command.
+"""A run's folder: named after its settings, locked by one process, resumed by the same command.
 
 <name>-seed<seed>-<digest>/
     config.yaml  run.json  run.log  metrics.jsonl  results.json (when finished)
-    checkpoints/last.pth  best.pth  manifest.json, and the ones before: last.previous.pth, …
+    checkpoints/last.pth  best.pth  manifest.json; their predecessors: last.previous.pth, …
     figures/*.png     wandb/
 """
 
-import fcntl
 import glob
 import json
 import logging
@@ -14,13 +13,13 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import yaml
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from utils.errors import ConfigError
 from utils.files import atomic_write, write_json, write_scores
@@ -33,16 +32,16 @@ from utils.settings.schema import Settings
 from utils.settings.trust import plain_data
 from utils.tracking.sinks import METRICS
 from utils.tracking.tracker import Tracker
-from utils.tracking.wandb_client import FetchedRun
+from utils.tracking.wandb_fetch import FetchedRun
 
 log = logging.getLogger("ladder_vae")
 
-LARGEST_LOG = 20_000_000  # bytes, then it goes on in a new file and one old one is kept
-RESULTS = "results"  # .json: the scores; .npz: each image's
+MAX_LOG_BYTES = 20_000_000  # then a new file is begun; one old file is kept
+RESULTS = "results"  # .json: the scores; .npz: the per-image values
 
 
 class RunFolder:
-    """The folder of the run that these settings describe; nothing is made before `open`."""
+    """The folder of the run that these settings describe; nothing is created before `opened`."""
 
     def __init__(self, settings: Settings, processes: Processes):
         self.processes = processes
@@ -59,56 +58,55 @@ class RunFolder:
         return self.path / f"{RESULTS}.json"
 
     @contextmanager
-    def opened(self, anew: bool, fetched: FetchedRun | None = None) -> Iterator[None]:
-        """Make the folder, or take it up again; while it is open, the log goes to it.
+    def opened(self, start_over: bool, fetched: FetchedRun | None = None) -> Iterator[None]:
+        """Create the folder, or reopen it; while it is open, the log is written to it.
 
-        anew: keep what is there under another name and start with an empty folder. fetched: the
-        run as W&B has it, where the folder is to go on from that. Only the main process writes; the
-        others wait until the folder is there.
+        start_over: move existing contents to another name and begin with an empty folder. fetched:
+        a run at W&B that the new folder is to continue. Only the main process writes; the others
+        wait until the folder is there.
 
         Raises:
-            ConfigError: if another process is at work in it, or it is of another run than fetched.
+            ConfigError: if another process holds it, or it belongs to another run than fetched.
         """
-        logging.captureWarnings(True)  # into the log; unseen on the other processes
-        lock = self._open(anew, fetched) if self.processes.is_main else None
-        if not lock:  # else logging prints what nobody has asked for
-            logging.getLogger().addHandler(logging.NullHandler())
-        main_first(self.processes, lambda: None)
-        try:
-            yield
-        except BaseException:
-            log.exception("The run ended early")
-            raise
-        finally:
-            if lock:
-                lock.close()
+        logging.captureWarnings(True)  # into the log, which only the main process has
+        with ExitStack() as locks:
+            if self.processes.is_main:
+                self._open(start_over, fetched, locks)
+            else:  # without any handler, logging would print warnings
+                logging.getLogger().addHandler(logging.NullHandler())
+            main_first(self.processes, lambda: None)
+            try:
+                yield
+            except BaseException:
+                log.exception("The run ended early")
+                raise
 
-    def _open(self, anew: bool, fetched: FetchedRun | None) -> TextIO:
-        if anew:
+    def _open(self, start_over: bool, fetched: FetchedRun | None, locks: ExitStack) -> None:
+        if start_over:
             self._set_aside()
         for folder in (self.figures, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
-        lock = locked(self.path)
-        log_to(self.path / "run.log")
+        locks.enter_context(locked(self.path))
+        log_to_file(self.path / "run.log")
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
         atomic_write(self.path / "config.yaml", lambda file: file.write(text.encode()))
         if fetched:
             self._receive(fetched)
-        elif not self.record.exists() or "WANDB_SWEEP_ID" in os.environ:  # whose agent names runs
-            saved, _ = checkpoints.newest(self.last)  # where run.json alone was lost
+        elif not self.record.exists() or "WANDB_SWEEP_ID" in os.environ:
+            # The agent of a W&B sweep chooses the id; a checkpoint has it where run.json was lost.
+            saved, _ = checkpoints.newest(self.last)
             wandb_id = os.environ.get("WANDB_RUN_ID") or saved.get("wandb_id")
             write_json(self.record, {"wandb_id": wandb_id or secrets.token_hex(4)})
-        return lock
 
     def _receive(self, fetched: FetchedRun) -> None:
-        """Become a run of W&B's; its id is written last."""
+        """Fill the new folder with a run from W&B; run.json is written last."""
         if self.record.exists():
             raise ConfigError(
                 f"train.resume_id={fetched.run_id} has the settings of {self.path}, which is "
                 f"another run ({self.wandb_id}): rename that folder, or set another runs_dir=…."
             )
-        parts = {self.path / METRICS: fetched.metrics, self.best: fetched.best}
-        for path, source in {**parts, self.last: fetched.last}.items():
+        files = {self.path / METRICS: fetched.metrics, self.best: fetched.best}
+        for path, source in {**files, self.last: fetched.last}.items():
             if source:
                 shutil.copyfile(source, path)
         write_json(self.record, {"wandb_id": fetched.run_id})
@@ -120,7 +118,7 @@ class RunFolder:
         self.path.rename(aside)
 
     def save(self, name: str, state: dict) -> Path:
-        """A checkpoint, by the main process; its path."""
+        """Write a checkpoint on the main process; returns its path."""
         path = self.checkpoints / f"{name}.pth"
         if self.processes.is_main:
             checkpoints.save(path, self.config, {**state, "wandb_id": self.wandb_id})
@@ -134,15 +132,17 @@ class RunFolder:
         def write(name: str, state: dict) -> None:
             path = self.save(name, {**state, **constant})
             if path in (self.best, self.last):
-                tracker.checkpoint(name, path, checkpoints.facts(state))
+                tracker.checkpoint(name, path, checkpoints.metadata(state))
 
         return Saver(write)
 
     def check_images(self, trained_on: str | None, now: str) -> None:
-        """A run goes on with the images that it began with; None: an earlier version's.
+        """Check the fingerprints of the images: a run must go on with those that it began with.
+
+        trained_on: None for checkpoints of versions that recorded none.
 
         Raises:
-            ConfigError: if those at hand are others.
+            ConfigError: if the images are not the same.
         """
         if trained_on not in (None, now):
             name = self.config["dataset"]["name"]
@@ -153,44 +153,43 @@ class RunFolder:
             )
 
     def finish(self, record: dict, per_image: dict[str, np.ndarray]) -> None:
-        """Write the results, the record last: from then on the run counts as finished."""
+        """Write the results, the scores last: from then on the run counts as finished."""
         if self.processes.is_main:
             write_scores(self.path, RESULTS, record, per_image)
 
     @property
     def wandb_id(self) -> str:
-        """The W&B id that this folder keeps for life."""
+        """The run's id at W&B, which never changes."""
         return json.loads(self.record.read_text())["wandb_id"]
 
 
-def locked(folder: Path) -> TextIO:
-    """A run's folder for this process alone, until the file is closed.
+def locked(folder: Path) -> AcquireReturnProxy:
+    """Lock a run's folder for this process; the returned context manager releases it.
+
+    The system releases the lock of a process that dies.
 
     Raises:
-        ConfigError: if another process is at work in it.
+        ConfigError: if another process holds it.
     """
-    lock = open(folder / ".lock", "w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
+        return FileLock(folder / ".lock").acquire(blocking=False)
+    except Timeout as error:
         raise ConfigError(
             f"{folder} is being trained by another process: wait for it, or change a "
             "setting (train.seed=…) for a run of its own."
         ) from error
-    return lock
 
 
-def matching(name: str) -> list[str]:
-    """The paths that a name means: itself, or those that fit it where it is a pattern."""
+def expand_pattern(name: str) -> list[str]:
+    """The paths that match a glob pattern; any other name stands for itself."""
     return sorted(glob.glob(name)) if glob.has_magic(name) else [name]
 
 
-def recorded_run(folder: Path) -> tuple[Path, dict, str]:
+def read_run(folder: Path) -> tuple[Path, dict, str]:
     """A run's folder (absolute), its settings and its W&B id.
 
     Raises:
-        ConfigError: if it is no run's.
+        ConfigError: if it is not the folder of a run.
     """
     record = folder / "run.json"
     if not record.exists():
@@ -198,7 +197,7 @@ def recorded_run(folder: Path) -> tuple[Path, dict, str]:
     return folder.absolute(), _settings_in(folder), json.loads(record.read_text())["wandb_id"]
 
 
-def recorded_settings_of(runs_dir: str, wandb_id: str) -> dict | None:
+def find_run_settings(runs_dir: str, wandb_id: str) -> dict | None:
     """The settings of the run in runs_dir that has this W&B id; None where none has."""
     for path in sorted(Path(runs_dir).glob("*/run.json")):
         if json.loads(path.read_text())["wandb_id"] == wandb_id:
@@ -207,14 +206,14 @@ def recorded_settings_of(runs_dir: str, wandb_id: str) -> dict | None:
 
 
 def _settings_in(folder: Path) -> dict:
-    """What config.yaml of a run's folder says."""
+    """The settings in config.yaml of a run's folder."""
     path = folder / "config.yaml"
     return plain_data(yaml.safe_load(path.read_text()), str(path))
 
 
-def log_to(path: Path) -> None:
-    """Send the log, warnings included, to this file and nowhere else."""
-    handler = RotatingFileHandler(path, maxBytes=LARGEST_LOG, backupCount=1, encoding="utf-8")
+def log_to_file(path: Path) -> None:
+    """Write the log, warnings included, to this file only."""
+    handler = RotatingFileHandler(path, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     for old in list(root.handlers):

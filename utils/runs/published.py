@@ -1,7 +1,7 @@
-"""Checkpoints published for arXiv 2302.09976: recognised, and renamed to this project's names.
+"""Checkpoints published for arXiv 2302.09976: their parameter names mapped to this project's.
 
-Such a file holds weights but no settings; the experiment's name gives them. Blocks are numbered
-from the top, the context being block 0; in a plain ladder block 0 is the top latent.
+Such a file holds weights but no settings, which follow from the experiment's name. Blocks are
+numbered from the top, the context being block 0; in a plain ladder block 0 is the top latent.
 """
 
 import re
@@ -15,7 +15,7 @@ from model.priors import NetworkPrior
 from model.unet import SelfAttention, TimeBlock
 
 UNUSED = re.compile(
-    r"decoder\.s_L$"  # the constant zero start
+    r"decoder\.s_L$"  # the constant zero initial state
     r"|decoder\.y_block\."
     r"|decoder\.decoder_blocks\.0\.(dct_mean|dct_std|dct\.)"
     r"|decoder\.decoder_blocks\.\d+\.(s_to_p|s_to_q)\.(beta|skip\.)"  # blocks without residual
@@ -38,27 +38,27 @@ def is_published(checkpoint: object) -> bool:
 
 
 def convert(checkpoint: dict, model: nn.Module) -> dict[str, Tensor]:
-    """The state dict that `model` loads (the average of the weights, where the file has one).
+    """The state dict for `model` (of the averaged weights, where the file has them).
 
     Raises:
         ValueError: if the file holds another architecture than the model's.
     """
-    stored = checkpoint.get("ema_model_state_dict") or checkpoint["model_state_dict"]
-    stored = {name.removeprefix("module."): value for name, value in stored.items()}
-    stored.pop("n_averaged", None)
+    weights = checkpoint.get("ema_model_state_dict") or checkpoint["model_state_dict"]
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    weights.pop("n_averaged", None)
     names = {ours: _tensor_name(ours, theirs) for ours, theirs in _tensors(model)}
     converted, used = {}, set()
     for ours, expected in model.state_dict().items():
-        theirs = next((name for name in names[ours] if name in stored), names[ours][0])
-        if theirs not in stored:
+        theirs = next((name for name in names[ours] if name in weights), names[ours][0])
+        if theirs not in weights:
             raise ValueError(_mismatch(f"lacks {theirs}"))
-        value = stored[theirs]
+        value = weights[theirs]
         if value.numel() != expected.numel():
-            found, wanted = tuple(value.shape), tuple(expected.shape)
-            raise ValueError(_mismatch(f"has {theirs} of shape {found} instead of {wanted}"))
+            shape, wanted = tuple(value.shape), tuple(expected.shape)
+            raise ValueError(_mismatch(f"has {theirs} of shape {shape} instead of {wanted}"))
         converted[ours] = value.reshape(expected.shape)
         used.add(theirs)
-    unknown = [name for name in stored if name not in used and not UNUSED.match(name)]
+    unknown = [name for name in weights if name not in used and not UNUSED.match(name)]
     if unknown:
         raise ValueError(_mismatch(f"has {unknown[0]}, which the model has no place for"))
     return converted
@@ -84,7 +84,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, list[str]]]:
 
 
 def _tensor_name(ours: str, modules: list[str]) -> list[str]:
-    """Published tensor names; a module entry that is a tensor already stands for itself."""
+    """Published tensor names; where the module's entry is a tensor already, it is kept."""
     tensor = ours.rpartition(".")[2]
     if tensor in ("scale", "mean", "logvar"):
         return modules
@@ -92,7 +92,7 @@ def _tensor_name(ours: str, modules: list[str]) -> list[str]:
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, list[str]]]:
-    """(module of ours, its published names), most likely name first."""
+    """(module of this project, its published names), most likely name first."""
     encoder, decoder = model.encoder, model.decoder
     yield "encoder.stem", ["encoder.pre_process.0"]
     for i, block in enumerate(encoder.init_blocks):
@@ -141,10 +141,10 @@ def _convs(ours: str, net: nn.Sequential, theirs: str, conv: int) -> Iterator:
         raise ValueError(
             "model.batch_norm=true has no published checkpoints to read: set it to false."
         )
-    places = [i for i, layer in enumerate(net) if isinstance(layer, nn.Conv2d)]
-    for k, place in enumerate(places):
-        alone = conv == 0 and k == len(places) - 1
-        yield f"{ours}.{place}", [f"{theirs}.net.{k}" + ("" if alone else f".net.{conv}")]
+    indices = [i for i, layer in enumerate(net) if isinstance(layer, nn.Conv2d)]
+    for k, index in enumerate(indices):
+        alone = conv == 0 and k == len(indices) - 1
+        yield f"{ours}.{index}", [f"{theirs}.net.{k}" + ("" if alone else f".net.{conv}")]
 
 
 def _prior(ours: str, prior: nn.Module, theirs: str) -> Iterator:

@@ -3,13 +3,13 @@
 from utils.processes.collectives import main_first
 from utils.processes.launch import Processes
 from utils.runs.checkpoints import download_cache, settings_in
-from utils.runs.folder import recorded_settings_of
+from utils.runs.folder import find_run_settings
 from utils.settings.check import check
 from utils.settings.command_line import Command
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
 from utils.settings.trust import check_targets
-from utils.tracking.wandb_client import FetchedRun, fetch_run
+from utils.tracking.wandb_fetch import FetchedRun, fetch_run
 
 
 def settings_to_train(command: Command, processes: Processes) -> tuple[Settings, FetchedRun | None]:
@@ -22,7 +22,7 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
     if run_id is None:
         return command.settings, None
     source, fetched = f"train.resume_id={run_id}", None
-    content = recorded_settings_of(command.value("runs_dir"), run_id.rpartition("/")[2])
+    content = find_run_settings(command.value("runs_dir"), run_id.rpartition("/")[2])
     if content is None:
         setup, cache = command.wandb_setup(), download_cache()
         fetched = main_first(processes, lambda: fetch_run(run_id, setup, cache))  # once for all

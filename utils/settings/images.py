@@ -7,7 +7,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from datasets import torch_dataset
 from datasets.io import cache
-from datasets.io.cache import Unstored
+from datasets.io.source import ImageSource
 from datasets.loaders import EvaluationBatches, TrainBatches
 from datasets.splits import ImageSplits
 from utils.errors import ConfigError
@@ -42,9 +42,9 @@ def load_images(settings: Settings) -> ImageSplits:
     if dataset.root is not None:
         source["root"] = os.path.expanduser(dataset.root)
     splits = build(source, "dataset")
-    if not isinstance(splits, (ImageSplits, Unstored)):
+    if not isinstance(splits, (ImageSplits, ImageSource)):
         splits = _from_torch(splits, source, dataset)
-    if isinstance(splits, Unstored):
+    if isinstance(splits, ImageSource):
         how = {key: plain[key] for key in STORED if key in plain}
         splits = cache.load(splits, **{**how, "cache": os.path.expanduser(dataset.cache)})
     _check_description(splits, dataset)
@@ -67,7 +67,7 @@ def _check_description(splits: ImageSplits, dataset: Dataset) -> None:
         )
 
 
-def _from_torch(images: Any, source: dict, dataset: Dataset) -> Unstored:
+def _from_torch(images: Any, source: dict, dataset: Dataset) -> ImageSource:
     """A torch Dataset's images; dataset.test_arguments give its test set, where it has one."""
     target = dataset.target
     if not isinstance(images, TorchDataset):
@@ -85,7 +85,7 @@ def _from_torch(images: Any, source: dict, dataset: Dataset) -> Unstored:
     if dataset.test_arguments is not None:
         test = build({**source, **dataset.test_arguments}, "dataset")
         parts = {"train": images, "test": test}
-    return torch_dataset.unstored(parts, target, dataset.levels - 1)
+    return torch_dataset.image_source(parts, target, dataset.levels - 1)
 
 
 def splits_of(settings: Settings, job: Job) -> ImageSplits:

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from utils.processes import launch
 from utils.processes.launch import Processes
-from utils.processes.peers import ASKED
+from utils.processes.peers import INTERRUPTED_MESSAGE
 from utils.runs.signals import INTERRUPTED, Interrupted
 from utils.settings.command_line import Command, quote_texts, take_secrets
 from utils.settings.composition import explain
@@ -45,7 +45,7 @@ def run_job(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
     try:
         _run_task(composed, tasks)
     except (Interrupted, KeyboardInterrupt) as asked:
-        print(ASKED, file=sys.stderr)
+        print(INTERRUPTED_MESSAGE, file=sys.stderr)
         sys.exit(getattr(asked, "status", INTERRUPTED))
     except USER_ERRORS as error:
         if not _running.tells:
@@ -65,11 +65,11 @@ def _run_task(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
         if not isinstance(error, (Interrupted, KeyboardInterrupt)):
             known = isinstance(error, USER_ERRORS)
             told = _sentence(error) if known else traceback.format_exc()
-        end = launch.failed(status, told, error)
+        end = launch.report_failure(status, told, error)
         if end is None:
             raise
         if processes.is_main:
-            print(end.sentence, file=sys.stderr)
+            print(end.message, file=sys.stderr)
         sys.exit(end.status)
     finally:
         launch.stop()

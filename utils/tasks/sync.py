@@ -7,11 +7,16 @@ from utils.errors import ConfigError
 from utils.evaluation.record import ScoreRecord
 from utils.processes.launch import Processes
 from utils.runs import checkpoints
-from utils.runs.folder import RESULTS, locked, log_to, matching, recorded_run
+from utils.runs.folder import RESULTS, expand_pattern, locked, log_to_file, read_run
+from utils.settings.check import check
 from utils.settings.command_line import Command
+from utils.settings.identity import without_secrets
+from utils.settings.recorded import recorded_settings
+from utils.settings.schema import Settings
 from utils.terminal import Terminal, one_line
 from utils.tracking.sinks import METRICS, LocalSink
-from utils.tracking.wandb_client import WandbSink, upload_records
+from utils.tracking.wandb_offline import upload_records
+from utils.tracking.wandb_sink import WandbSink
 
 log = logging.getLogger("ladder_vae")
 
@@ -23,22 +28,24 @@ def sync(command: Command, processes: Processes) -> None:
         ConfigError: if it names none.
     """
     terminal, pattern = Terminal(processes.is_main), command.value("run")
-    found = matching(pattern) if pattern else []
+    found = expand_pattern(pattern) if pattern else []
     if not found:
         raise ConfigError(
             f"run={pattern} names no run: task=sync needs run=… (its folder, or a pattern)."
         )
     for source in found:
-        folder, content, wandb_id = recorded_run(Path(source).expanduser())
-        settings = {**content, "wandb": command.wandb_over(content["wandb"])}
+        folder, content, wandb_id = read_run(Path(source).expanduser())
+        recorded = recorded_settings(content, (), str(folder))
+        wandb = command.wandb_over(recorded.plain["wandb"])
+        settings = check({**recorded.plain, "wandb": wandb})
         if processes.is_main:
             with locked(folder):
-                log_to(folder / "run.log")
+                log_to_file(folder / "run.log")
                 name = bring_up_to_date(folder, settings, wandb_id)
             terminal.line(f"{source} is at W&B as {name}")
 
 
-def bring_up_to_date(folder: Path, settings: dict, wandb_id: str) -> str:
+def bring_up_to_date(folder: Path, settings: Settings, wandb_id: str) -> str:
     """Bring W&B up to date with a run that is not being trained; the run's name there.
 
     The records made offline go first, for what only they hold (pictures and histograms of every
@@ -53,8 +60,8 @@ def bring_up_to_date(folder: Path, settings: dict, wandb_id: str) -> str:
         raise ConfigError(f"run={folder} has recorded no epoch yet: train it first.")
 
     def session() -> WandbSink:
-        group = settings["wandb"]
-        return WandbSink(group, folder, folder.name, wandb_id, settings, None, "online", log.info)
+        run = (folder, folder.name, wandb_id, without_secrets(settings))
+        return WandbSink(settings.wandb, *run, None, "online", log.info)
 
     def caught_up(position: int) -> int:
         sink = session()
@@ -90,5 +97,5 @@ def _send(sink: WandbSink, folder: Path, rows: list[dict]) -> None:
     for name in ("best", "last"):
         path = folder / "checkpoints" / f"{name}.pth"
         if path.exists():
-            sink.checkpoint(name, path, checkpoints.facts(checkpoints.read(path)))
+            sink.checkpoint(name, path, checkpoints.metadata(checkpoints.read(path)))
     sink.close(failed=not results.exists())

@@ -1,1 +1,1 @@
-"""Where a run's record goes: its folder, W&B, TensorBoard."""
+"""Tracking: a run's metrics to its folder, W&B, TensorBoard and other sinks."""

@@ -1,4 +1,4 @@
-"""Where a run's record goes: the interface, and the run's own folder."""
+"""Sinks for metrics: the interface, and the log in the run's own folder."""
 
 import json
 import logging
@@ -9,39 +9,42 @@ from utils.files import atomic_write
 
 log = logging.getLogger("ladder_vae")
 
-METRICS = "metrics.jsonl"  # in a run's folder: what LocalSink writes
+METRICS = "metrics.jsonl"  # LocalSink's file in a run's folder
 
 
 class Sink(ABC):
-    """Where metrics and pictures go. `begin` comes first, `close` last."""
+    """Receives a run's metrics and pictures. `begin` is called first, `close` last.
+
+    A tracker of another service is one subclass; only `log` has to be defined.
+    """
 
     def begin(self, rows: list[dict]) -> None:
-        """Training starts, or goes on after these rows of the run's own record."""
+        """Training starts, or resumes after these rows of the run's own log."""
 
     @abstractmethod
     def log(self, values: dict[str, float], epoch: int, step: int) -> None:
-        """Numbers of one epoch."""
+        """The metrics of one epoch."""
 
     def pictures(self, paths: list[Path], epoch: int, step: int) -> None:
-        """PNG files just drawn."""
+        """New PNG files."""
 
     def histograms(self, values: dict[str, list[float]], epoch: int, step: int) -> None:
-        """Numbers whose distribution counts, by key."""
+        """Numbers whose distribution is of interest, by key."""
 
     def page(self, path: Path, epoch: int, step: int) -> None:
-        """A self-contained HTML page just written."""
+        """A new, self-contained HTML page."""
 
     def summary(self, values: dict) -> None:
         """Final results."""
 
-    def checkpoint(self, name: str, path: Path, facts: dict) -> None:
-        """A checkpoint just written: `best` or `last`, with its epoch, loss and the like."""
+    def checkpoint(self, name: str, path: Path, metadata: dict) -> None:
+        """A new checkpoint, `best` or `last`; metadata: its epoch, step, metric and format."""
 
     def trained(self, step: int) -> None:
-        """Training is over at `step`: what comes now is about the best checkpoint."""
+        """Training ended at `step`; what follows concerns the best checkpoint."""
 
     def close(self, failed: bool) -> None:
-        """Nothing more will come."""
+        """The run has ended. failed: with an error, or interrupted."""
 
 
 class LocalSink(Sink):
@@ -56,7 +59,7 @@ class LocalSink(Sink):
             file.write(json.dumps({"epoch": epoch, "step": step, **values}) + "\n")
 
     def rows(self) -> list[dict]:
-        """All lines so far; one that a crash cut short does not count."""
+        """All rows so far; an incomplete line, left by a crash, is skipped with a warning."""
         if not self.path.exists():
             return []
         rows = []
@@ -68,7 +71,7 @@ class LocalSink(Sink):
         return rows
 
     def rewind(self, epochs: int) -> None:
-        """Drop what was logged after so many epochs: a continued run will log it again."""
+        """Truncates the log to completed epochs; later rows are logged again."""
         kept = [row for row in self.rows() if row["epoch"] <= epochs]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         atomic_write(self.path, lambda file: file.write(text.encode()))

@@ -1,4 +1,4 @@
-"""A run's record for TensorBoard: event files in the run's folder."""
+"""A run's metrics for TensorBoard: event files in the run's folder."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from utils.tracking.sinks import Sink
 
 
 class TensorBoardSink(Sink):
-    """By torch.utils.tensorboard; the optimiser step is the axis.
+    """Writes by torch.utils.tensorboard, over optimiser steps.
 
     Raises:
-        ValueError: where TensorBoard is not installed.
+        ValueError: if TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path):
@@ -25,7 +25,7 @@ class TensorBoardSink(Sink):
         self.open, self.folder, self.writer = tensorboard.SummaryWriter, str(folder), None
 
     def begin(self, rows: list[dict]) -> None:
-        """A new file; what earlier ones have after the last row is hidden."""
+        """Start a file; rows of earlier files after the last one here are hidden."""
         self.writer = self.open(self.folder, purge_step=rows[-1]["step"] + 1 if rows else 0)
 
     def log(self, values: dict[str, float], epoch: int, step: int) -> None:
@@ -53,6 +53,6 @@ class TensorBoardSink(Sink):
         self.writer.add_text("summary", "  \n".join(rows))
 
     def close(self, failed: bool) -> None:
-        """Write what is left."""
+        """Flush and close the file."""
         if self.writer:
             self.writer.close()

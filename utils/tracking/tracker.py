@@ -1,40 +1,58 @@
-"""The record of a run: its own folder first, W&B as a mirror."""
+"""The record of a run: its own folder first; W&B, TensorBoard and others mirror it."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from torch import nn
 
+from utils.processes.launch import Processes
+from utils.settings.schema.wandb import Wandb
 from utils.terminal import Terminal, one_line
 from utils.tracking.sinks import METRICS, LocalSink, Sink
 from utils.tracking.tensorboard import TensorBoardSink
-from utils.tracking.wandb_client import WandbSink
+from utils.tracking.wandb_sink import WandbSink
 
 log = logging.getLogger("ladder_vae")
 
+SinkFactory = Callable[[Path], Sink]  # builds a sink, given the run's folder
+
+
+class TrackedRun(Protocol):
+    """What is tracked: utils.runs.folder.RunFolder, or anything with these attributes."""
+
+    path: Path
+    name: str
+    config: dict
+    processes: Processes
+
+    @property
+    def wandb_id(self) -> str:
+        """The run's id at W&B."""
+
 
 class Tracker:
-    """All sinks of a run as one; none but the folder's name on processes that don't write."""
+    """All sinks of a run as one; on processes that do not write, there are none."""
 
     def __init__(self, folder: Path, sinks: list[Sink]):
         self.folder, self.sinks = folder, sinks
 
     @property
     def local(self) -> LocalSink:
-        """The folder's own record."""
+        """The run folder's own record."""
         return next(sink for sink in self.sinks if isinstance(sink, LocalSink))
 
     def log(self, values: dict[str, float], epoch: int, step: int) -> None:
-        """Numbers of one epoch, to every sink."""
+        """Log an epoch's metrics to every sink."""
         self._each(lambda sink: sink.log(values, epoch, step))
 
     def begin(self, epochs: int) -> None:
-        """Training starts or goes on after so many epochs: what the record has beyond comes again.
+        """Begin training, or resume it after so many completed epochs.
 
-        Not by steps: of an epoch whose steps are all done the validation may still be to do.
+        Truncates the log to completed epochs; later rows are logged again. Epochs rather than steps
+        decide, because an epoch whose steps are all done may still lack its validation.
         """
         if self.sinks:
             self.local.rewind(epochs)
@@ -42,35 +60,35 @@ class Tracker:
             self._each(lambda sink: sink.begin(rows))
 
     def pictures(self, paths: list[Path], epoch: int, step: int) -> None:
-        """PNG files just drawn, to every sink."""
+        """Send PNG files to every sink."""
         self._each(lambda sink: sink.pictures(paths, epoch, step))
 
     def histograms(self, values: dict[str, list[float]], epoch: int, step: int) -> None:
-        """Numbers whose distribution counts, to every sink."""
+        """Send numbers whose distribution is of interest to every sink."""
         self._each(lambda sink: sink.histograms(values, epoch, step))
 
     def page(self, path: Path, epoch: int, step: int) -> None:
-        """An HTML page just written, to every sink."""
+        """Send an HTML page to every sink."""
         self._each(lambda sink: sink.page(path, epoch, step))
 
     def summary(self, values: dict) -> None:
-        """Final results, to every sink."""
+        """Send final results to every sink."""
         self._each(lambda sink: sink.summary(values))
 
-    def checkpoint(self, name: str, path: Path, facts: dict) -> None:
-        """A checkpoint just written, to every sink."""
-        self._each(lambda sink: sink.checkpoint(name, path, facts))
+    def checkpoint(self, name: str, path: Path, metadata: dict) -> None:
+        """Announce a new checkpoint to every sink."""
+        self._each(lambda sink: sink.checkpoint(name, path, metadata))
 
     def trained(self, step: int) -> None:
-        """Training is over, to every sink."""
+        """Announce the end of training to every sink."""
         self._each(lambda sink: sink.trained(step))
 
     def close(self, failed: bool = False) -> None:
-        """Nothing more will come."""
+        """Close every sink."""
         self._each(lambda sink: sink.close(failed))
 
     def _each(self, action: Callable[[Sink], None]) -> None:
-        """The folder's own record must work; trouble with a mirror must not end a run."""
+        """Errors of the folder's own record end the run; those of a mirror are only logged."""
         for sink in self.sinks:
             try:
                 action(sink)
@@ -82,31 +100,58 @@ class Tracker:
 
 @contextmanager
 def open_tracker(
-    settings: dict, folder: Any, model: nn.Module, terminal: Terminal
+    settings: Wandb,
+    run: TrackedRun,
+    model: nn.Module,
+    terminal: Terminal,
+    factories: Sequence[SinkFactory] = (),
 ) -> Iterator[Tracker]:
-    """The sinks of a run, closed at its end; none on processes that don't write.
+    """The sinks of a run, closed at its end; none on processes that do not write.
 
-    settings: the wandb group. Where W&B cannot start it records offline, and without it at worst.
+    settings: the wandb group. factories: further sinks, whose errors, like W&B's, never end a run.
+
+    Raises:
+        ValueError: if wandb.tensorboard is set and TensorBoard is not installed.
     """
     sinks: list[Sink] = []
-    if folder.processes.is_main:
-        sinks.append(LocalSink(folder.path / METRICS))
-        if settings["tensorboard"]:
-            sinks.append(TensorBoardSink(folder.path / "tensorboard"))
-        mode = settings["setup"]["mode"]
-        for wanted in [] if mode == "disabled" else dict.fromkeys([mode, "offline"]):
-            try:
-                run = (folder.path, folder.name, folder.wandb_id, folder.config)
-                sinks.append(WandbSink(settings, *run, model, wanted, terminal.line))
-                break
-            except Exception as error:
-                log.exception("W&B")
-                instead = "without it" if wanted == "offline" else "recording offline instead"
-                terminal.line(f"W&B (mode {wanted}) could not start, {instead}: {one_line(error)}")
-    tracker = Tracker(folder.path, sinks)
+    if run.processes.is_main:
+        sinks.append(LocalSink(run.path / METRICS))
+        if settings.tensorboard:
+            sinks.append(TensorBoardSink(run.path / "tensorboard"))
+        sinks += _start_wandb(settings, run, model, terminal)
+        for factory in factories:
+            sinks += _start_other(factory, run.path, terminal)
+    tracker = Tracker(run.path, sinks)
     try:
         yield tracker
     except BaseException:
         tracker.close(failed=True)
         raise
     tracker.close()
+
+
+def _start_wandb(
+    settings: Wandb, run: TrackedRun, model: nn.Module, terminal: Terminal
+) -> list[Sink]:
+    """W&B's sink in the mode of the settings; else offline, or none at all, with a message."""
+    mode = settings.setup.mode
+    for candidate in [] if mode == "disabled" else dict.fromkeys([mode, "offline"]):
+        try:
+            arguments = (run.path, run.name, run.wandb_id, run.config)
+            return [WandbSink(settings, *arguments, model, candidate, terminal.line)]
+        except Exception as error:
+            log.exception("W&B")
+            instead = "without it" if candidate == "offline" else "recording offline instead"
+            terminal.line(f"W&B (mode {candidate}) could not start, {instead}: {one_line(error)}")
+    return []
+
+
+def _start_other(factory: SinkFactory, folder: Path, terminal: Terminal) -> list[Sink]:
+    """A further sink; none, with a message, where it cannot start."""
+    try:
+        return [factory(folder)]
+    except Exception as error:
+        name = getattr(factory, "__name__", repr(factory))
+        log.exception("%s", name)
+        terminal.line(f"The tracker {name} could not start, the run goes on: {one_line(error)}")
+        return []

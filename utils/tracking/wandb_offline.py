@@ -1,25 +1,32 @@
-"""What a run has recorded for W&B without it."""
+"""Offline recordings for W&B in a run's folder, and their upload."""
 
 import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.files import write_json
 
+log = logging.getLogger("ladder_vae")
 
-class Records:
-    """Which offline records a run's folder has, and up to which position they are complete.
 
-    wandb/recorded.json: {"end": position, "first": {record: position}}. A record that a kill cut
-    short may lack its last rows; the next one repeats it from its first, in its place.
+class OfflineRecords:
+    """The offline records in a run's folder, and the position up to which they are complete.
+
+    wandb/recorded.json: {"end": position, "first": {record: position}}. A record that was cut short
+    by a kill may lack its last rows; the next record then replaces it, from its first row on.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder / "wandb"
         self.file = self.folder / "recorded.json"
-        self.end_position, self.first = 0, {}
+        self.end_position: int = 0
+        self.first: dict[str, int] = {}  # the first position of each record
         if self.file.exists():
-            found = json.loads(self.file.read_text())
-            self.end_position, self.first = found["end"], found["first"]
+            content = json.loads(self.file.read_text())
+            self.end_position, self.first = content["end"], content["first"]
 
     def set_aside(self) -> None:
         """Rename records that were cut short."""
@@ -30,7 +37,7 @@ class Records:
                 del self.first[record]
 
     def start(self, record: str) -> int:
-        """A new one; its first position."""
+        """Register a new record; returns its first position."""
         self.first[record] = self.end_position
         self._write()
         return self.end_position
@@ -41,8 +48,22 @@ class Records:
         self._write()
 
     def synced(self, record: str) -> bool:
-        """Whether W&B's client has marked it as uploaded."""
+        """Whether W&B's client has marked a record as uploaded."""
         return bool(list((self.folder / record).glob("*.synced")))
 
     def _write(self) -> None:
         write_json(self.file, {"end": self.end_position, "first": self.first})
+
+
+def upload_records(folder: Path, upload_rows: Callable[[int], int]) -> None:
+    """`wandb sync` a run's offline records, except those of which W&B has rows already.
+
+    upload_rows: uploads the rows before a position, and returns where W&B's history then ends.
+    """
+    records = OfflineRecords(folder)
+    for record, first in sorted(records.first.items(), key=lambda item: item[1]):
+        if records.synced(record) or upload_rows(first) > first:
+            continue
+        command = [sys.executable, "-m", "wandb", "sync", str(records.folder / record)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        log.info("wandb sync: %s %s", result.stdout, result.stderr)

@@ -46,7 +46,7 @@ class DeferredSteps:
         """One optimiser step; returns requests when pending steps are read, and none otherwise.
 
         Raises:
-            CannotContinue, Elsewhere: as `TrainingStep`, for any of the pending steps.
+            CannotContinue, PeerFailed: as `TrainingStep`, for any of the pending steps.
         """
         self._enqueue(micro_batches, beta)
         progress = self.state.progress

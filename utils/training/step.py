@@ -17,7 +17,7 @@ from datasets.loaders import Batch
 from model.noise import Noise, NoisePurpose
 from model.objective import LossModule, Objective
 from utils.processes import collectives
-from utils.processes.peers import Elsewhere
+from utils.processes.peers import PeerFailed
 from utils.settings.schema.train import Train
 from utils.training import diagnosis
 from utils.training.state import TrainingState
@@ -69,14 +69,14 @@ class TrainingStep:
         Raises:
             CannotContinue: on losses or gradients that are not finite where these may not be
                 skipped, or after train.max_skipped_steps skipped steps in a row.
-            Elsewhere: where another process's losses are not finite and may not be skipped.
+            PeerFailed: where another process's losses are not finite and may not be skipped.
         """
         progress = self.state.progress
         losses = self.gradients(micro_batches, beta).tolist()
         finite = all(map(math.isfinite, losses))
         stop, save, bad = collectives.agree(*self.requests(progress.step + 1), not finite)
         if bad and finite and self.settings.on_nonfinite == "stop":
-            raise Elsewhere
+            raise PeerFailed
         norm = self._update(bad, partial(self._explain, micro_batches, beta, losses))
         progress.advance()
         if not bad and math.isfinite(norm):
