@@ -19,7 +19,7 @@ from utils.settings.build import build_model
 from utils.settings.composition import compose, composed_settings
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
-from utils.settings.trust import check_targets, targets_named_in
+from utils.settings.trust import targets_named_in
 from utils.tracking.wandb_fetch import fetch, is_remote
 
 
@@ -78,8 +78,8 @@ def load(
                 f"{source} was written by a newer version of this project (schema "
                 f"{content['schema']}, this one reads up to {SCHEMA}): update it."
             )
-        settings = recorded_settings(content.get("config"), overrides, source, replaced)
-        check_targets(settings.plain, trusted, source)
+        recorded = content.get("config")
+        settings = recorded_settings(recorded, overrides, source, trusted, replaced)
     else:
         raise ValueError(
             f"{source} is neither one of this project's nor a published one: name another."

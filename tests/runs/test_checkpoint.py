@@ -102,7 +102,7 @@ def test_code_that_its_settings_name_is_not_run_unless_named_here(saved, tmp_pat
     ):
         settings = {**content["config"], "model": {**content["config"]["model"]}}
         for part, value in places.items():
-            settings.model[part] = {**settings.model[part], **value}
+            settings["model"][part] = {**settings["model"][part], **value}
         bad = tmp_path / "bad.pth"
         torch.save({**content, "config": settings}, bad)
         with pytest.raises(ValueError, match="names code outside this project") as caught:

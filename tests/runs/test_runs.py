@@ -64,7 +64,7 @@ def test_a_killed_process_gives_its_lock_up(tmp_path):
 def test_starting_anew_keeps_the_old_folder(tmp_path):
     run = folder(tmp_path)
     for mark in ("one", "two", "three"):
-        with run.opened(start_over=run.results() is not None):
+        with run.opened(start_over=run.results.exists()):
             run.finish({"mark": mark}, {})
     marks = {p.name: json.loads((p / "results.json").read_text()) for p in tmp_path.iterdir()}
     assert marks[run.name] == {"mark": "three"}
@@ -96,4 +96,4 @@ def test_other_processes_write_nothing(tmp_path):
     with main.opened(start_over=False), other.opened(start_over=False):
         other.save("last", {})
         other.finish({}, {})
-    assert not list(main.checkpoints.iterdir()) and main.results() is None
+    assert not list(main.checkpoints.iterdir()) and not main.results.exists()

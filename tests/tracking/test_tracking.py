@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 
+from tests.conftest import compose
 from utils.processes.launch import Processes
 from utils.terminal import Terminal
 from utils.tracking.sinks import LocalSink, Sink
@@ -116,7 +117,7 @@ def test_a_further_sink_is_one_class_and_never_ends_a_run(tmp_path, capsys):
     def unreachable(folder):
         raise ConnectionError("nobody\nthere")
 
-    settings = {"tensorboard": False, "setup": {"mode": "disabled"}}
+    settings = compose("digits_ladder", "wandb.setup.mode=disabled").wandb
     run = SimpleNamespace(path=tmp_path, processes=Processes())
     factories = [listing, unreachable, lambda folder: Broken()]
     with open_tracker(settings, run, None, Terminal(), factories) as tracker:

@@ -37,7 +37,7 @@ def test_training_leaves_everything_in_one_folder(trained):
     for name in ("last", "best"):
         assert (run / "checkpoints" / f"{name}.pth").stat().st_size > 100_000
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    assert settings.model.num_ch == 16 and settings.name == "digits_dct_ladder"
+    assert settings["model"]["num_ch"] == 16 and settings["name"] == "digits_dct_ladder"
     assert [row["epoch"] for row in metrics(run)] == [1, 2]
     found = json.loads((run / "results.json").read_text())
     assert found["bound"]["images"] == FEW and len(found["bound"]["kl"]) == 7

@@ -123,7 +123,7 @@ def read_run(path: Path) -> Run:
 
 def _answers(record: ScoreRecord, task: CompareTask, overrides: Sequence[str]) -> bool:
     """Whether a record is of the split, images, estimators and samples asked for."""
-    settings = recorded_settings(record.config, overrides, record.checkpoint)
+    settings = recorded_settings(record.config, overrides, record.checkpoint, None)
     model = settings.model
     return (
         record.split == task.split

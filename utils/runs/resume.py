@@ -8,7 +8,6 @@ from utils.settings.check import check
 from utils.settings.command_line import Command
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
-from utils.settings.trust import check_targets
 from utils.tracking.wandb_fetch import FetchedRun, fetch_run
 
 
@@ -27,8 +26,9 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
         setup, cache = command.wandb_setup(), download_cache()
         fetched = main_first(processes, lambda: fetch_run(run_id, setup, cache))  # once for all
         content = settings_in(fetched.last, "train.resume_id")
-    settings = recorded_settings(content, command.overrides, source, command.replaced)
-    check_targets(settings.plain, command.trusted, source)
+    settings = recorded_settings(
+        content, command.overrides, source, command.trusted, command.replaced
+    )
     wandb = settings.plain["wandb"]
     if fetched:
         place = {"entity": fetched.entity, "project": fetched.project}

@@ -14,8 +14,11 @@ from utils.settings.schema import KEYS, Settings
 from utils.settings.schema.task import TASKS, Task
 
 
-def check(plain: dict) -> Settings:
+def check(plain: dict, to_build: bool = True) -> Settings:
     """The settings in these containers, of which each value is valid and all fit one another.
+
+    to_build: whether the model's parts are asked about their sizes, for which the code that the
+    settings name is imported; not where it is not to be trusted.
 
     Raises:
         ConfigError: at the first that is wrong: the key, the value, and what to use instead.
@@ -26,7 +29,8 @@ def check(plain: dict) -> Settings:
         raise ConfigError(_sentence(error, plain)) from None
     settings._plain.update(plain)
     _check_combinations(settings)
-    check_geometry(settings)
+    if to_build:
+        check_geometry(settings)
     return settings
 
 

@@ -1,6 +1,6 @@
 """Settings out of a checkpoint or a run's folder, with a command line's overrides over them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,7 +13,7 @@ from utils.settings.check import check
 from utils.settings.composition import compose, explain, resolve
 from utils.settings.identity import ELSEWHERE
 from utils.settings.schema import Settings
-from utils.settings.trust import CONFIGS, plain_data
+from utils.settings.trust import CONFIGS, check_targets, plain_data
 
 OWN_CLASSES = ("estimators", "metrics", "trackers")  # every command names its own
 OF_THE_TASK = (*ELSEWHERE, "checkpoint", "run", "runs", "runs_dir", "hydra")  # not of the model
@@ -23,14 +23,16 @@ def recorded_settings(
     content: object,
     overrides: Sequence[str],
     source: str = "The checkpoint",
+    trusted: Collection[str] | None = (),
     replaced: Mapping[str, object] = MappingProxyType({}),
 ) -> Settings:
     """A trained model's settings, from what a file (`source` in messages) holds of them.
 
     A whole group may be replaced only for `dataset`; overrides that belong to the task at hand are
-    left out. Before anything of them is built, `check_targets` must have seen them.
+    left out.
 
-    replaced: groups that the command brings itself, such as its task; they take the recorded ones'
+    trusted: targets of one's own that they may name (see `check_targets`); None where nothing of
+    them will be built, so that they may name any. replaced: groups that the command brings itself, such as its task; they take the recorded ones'
     place.
 
     Raises:
@@ -41,7 +43,10 @@ def recorded_settings(
     merged = OmegaConf.create(_with_later_defaults(recorded))
     for override in sorted(_parsed(overrides), key=lambda o: "." in o.key_or_group):
         _apply(override, merged, recorded)
-    settings = check({**resolve(merged), **replaced})
+    plain = {**resolve(merged), **replaced}
+    if trusted is not None:
+        check_targets(plain, trusted, source)
+    settings = check(plain, to_build=trusted is not None)
     _check_shape(recorded, settings)
     return settings
 

@@ -35,9 +35,9 @@ def sync(command: Command, processes: Processes) -> None:
         )
     for source in found:
         folder, content, wandb_id = read_run(Path(source).expanduser())
-        recorded = recorded_settings(content, (), str(folder))
+        recorded = recorded_settings(content, (), str(folder), trusted=None)
         wandb = command.wandb_over(recorded.plain["wandb"])
-        settings = check({**recorded.plain, "wandb": wandb})
+        settings = check({**recorded.plain, "wandb": wandb}, to_build=False)
         if processes.is_main:
             with locked(folder):
                 log_to_file(folder / "run.log")
