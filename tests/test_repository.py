@@ -134,7 +134,6 @@ def test_a_process_is_not_charged_with_its_parents_memory():
     assert 0.1 < float(found.stdout) < 1.5
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 FAULTS = """
 import resource, sys, tempfile
 from pathlib import Path
@@ -152,6 +151,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_memory_that_a_step_frees_is_used_by_the_next():
     """Page faults of the second epoch, with and without malloc's habit of returning memory."""
     found = {}

@@ -80,6 +80,23 @@ def test_interpolations_in_keys_and_strange_types_are_refused(saved, canaries):
         plain_data(deep, "checkpoint=bad.pth")
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["model.encoder", "model.decoder", "model.decoder.z_L_prior", "dataset", "train.optimizer"],
+)
+def test_a_module_that_a_file_names_is_not_imported(saved, tmp_path, monkeypatch, place):
+    (tmp_path / "planted_module.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def change(settings):
+        for group in place.split("."):
+            settings = settings[group]
+        settings["_target_"] = "planted_module.anything"
+
+    with pytest.raises(ValueError, match="names code outside this project"):
+        load_model(planted(saved[0], change))
+
+
 def test_settings_that_are_none_are_refused(saved):
     content = torch.load(saved[0], weights_only=True)
     for settings in (None, "text", [1], 3):

@@ -32,8 +32,8 @@ def recorded_settings(
     left out.
 
     trusted: targets of one's own that they may name (see `check_targets`); None where nothing of
-    them will be built, so that they may name any. replaced: groups that the command brings itself, such as its task; they take the recorded ones'
-    place.
+    them will be built, so that they may name any. replaced: groups that the command brings itself,
+    such as its task; they take the recorded ones' place.
 
     Raises:
         ConfigError: if an override would make it another model, or the settings are more than data
