@@ -43,6 +43,20 @@ FORBIDDEN = {  # who must not know of whom
     "datasets": {"model", "utils", "hydra", "omegaconf", "wandb", "mpi4py"},
     "utils": {"run_experiment"},
 }
+BASE = ("errors", "files", "table", "terminal", "version")  # files that stand in utils/ itself
+FLOORS = (  # each imports from those before it and from nobody after it
+    "base",
+    "processes",
+    "settings",
+    "tracking",
+    "runs",
+    "checkpoint",
+    "evaluation",
+    "training",
+    "report",
+    "tasks",
+    "run_experiment",
+)
 
 
 def imports(path) -> set[str]:
@@ -66,8 +80,38 @@ def requirements() -> dict[str, str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_dependencies_point_one_way(path):
-    wrong = imports(path) & FORBIDDEN.get(path.parent.name, set())
+    wrong = imports(path) & FORBIDDEN.get(path.relative_to(ROOT).parts[0], set())
     assert not wrong, f"{path.relative_to(ROOT)} must not import {', '.join(wrong)}"
+
+
+def floor(module: str) -> int:
+    """On which floor of the house a module stands."""
+    first, _, rest = module.partition(".")
+    room = rest.partition(".")[0] if first == "utils" else first
+    return FLOORS.index("base" if room in BASE else room)
+
+
+def imported_modules(path) -> set[str]:
+    """Modules of utils/ that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "utils":
+            found |= {f"utils.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("utils."):
+            found.add(node.module)
+    return found
+
+
+def test_no_room_imports_from_a_floor_above():
+    checked = 0
+    for path in (p for p in SOURCES if "utils" in p.parts or p.name == "run_experiment.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if module == "utils.__init__":
+            continue
+        for other in imported_modules(path):
+            assert floor(other) <= floor(module), f"{module} imports {other}"
+            checked += 1
+    assert checked > 200
 
 
 def test_the_client_of_the_tracker_is_called_in_one_module():
@@ -83,8 +127,11 @@ def test_requirements_are_what_is_imported():
 
 def test_conda_requirements_are_the_same():
     entries = yaml.safe_load((ROOT / "conda_requirements.yaml").read_text())["dependencies"]
+    *entries, from_pypi = entries  # {pip: […]} comes last
+    entries += from_pypi["pip"]
     conda = dict(re.match(r"([\w-]+)(.*)", entry).groups() for entry in entries)
     python = conda.pop("python")
+    assert conda.pop("pip") == ""
     expected = {CONDA_NAMES.get(n, n): v for n, v in requirements().items()}
     assert conda == expected
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

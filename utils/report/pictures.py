@@ -28,7 +28,7 @@ def draw_model(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing]:
         draw_fixed_top(model, seed),
         *draw_reconstructions(model, x, seed),
     ]
-    if model.decoder.num_top:
+    if model.decoder.num_top and model.decoder.context_prior.uses_paths:
         drawings.append(draw_diffusion(model, x, seed))
     return drawings
 

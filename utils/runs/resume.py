@@ -4,7 +4,7 @@ from utils.processes.collectives import main_first
 from utils.processes.launch import Processes
 from utils.runs.checkpoints import download_cache, settings_in
 from utils.runs.folder import find_run_settings
-from utils.settings.check import check
+from utils.settings.check import check, check_estimators
 from utils.settings.command_line import Command
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
@@ -33,4 +33,5 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
     if fetched:
         place = {"entity": fetched.entity, "project": fetched.project}
         wandb = {**wandb, "setup": {**wandb["setup"], **place}}
+    check_estimators(settings.task, settings.estimators)
     return check({**settings.plain, "wandb": command.wandb_over(wandb)}), fetched

@@ -44,7 +44,7 @@ def check_task(plain: dict, own_estimators: Collection[str] = ()) -> Task:
         task = _task_adapter().validate_python(plain)
     except ValidationError as error:
         raise ConfigError(_sentence(error, {"task": plain}, ("task",))) from None
-    _check_estimators(task, own_estimators)
+    check_estimators(task, own_estimators)
     return task
 
 
@@ -53,7 +53,12 @@ def _task_adapter() -> TypeAdapter:
     return TypeAdapter(Annotated[Task, Field(discriminator="name")])
 
 
-def _check_estimators(task: Task, own: Collection[str]) -> None:
+def check_estimators(task: Task, own: Collection[str]) -> None:
+    """Refuse a task that names an estimator which neither the project nor the command has.
+
+    Raises:
+        ConfigError: naming those that there are.
+    """
     for name in getattr(task, "estimators", ()):
         if name not in ESTIMATORS and name not in own:
             raise ConfigError(KEYS["task.estimators"].complain("task.estimators", task.estimators))
@@ -105,7 +110,6 @@ def _value(plain: dict, key: str) -> Any:
 
 def _check_combinations(settings: Settings) -> None:
     """What must hold between settings, the model's geometry aside."""
-    _check_estimators(settings.task, settings.estimators)
     if settings.train.checkpoint_activations and settings.model.batch_norm:
         raise ConfigError(
             "train.checkpoint_activations=true with model.batch_norm=true would count every batch "

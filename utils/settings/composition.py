@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import ConfigError
-from utils.settings.check import check, unknown_key
+from utils.settings.check import check, check_estimators, unknown_key
 from utils.settings.schema import Settings
 from utils.settings.trust import CONFIGS
 
@@ -42,7 +42,9 @@ def composed_settings(composed: DictConfig) -> Settings:
     Raises:
         ConfigError: at the first value that is missing or wrong.
     """
-    return check(resolve(composed))
+    settings = check(resolve(composed))
+    check_estimators(settings.task, settings.estimators)
+    return settings
 
 
 def resolve(config: DictConfig | dict) -> dict:

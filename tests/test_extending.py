@@ -1,0 +1,75 @@
+"""How to add something: a class of one's own, a YAML file that names it, and a choice.
+
+tests/extending/parts.py has a class of each kind, tests/extending/configs a file for each; nothing
+in the project names them. One command then trains with all of them.
+"""
+
+import json
+import math
+
+import pytest
+import torch
+
+from tests.commands import call, only_run
+from tests.conftest import ROOT, shrunk
+from utils.checkpoint import load_model
+
+OWN = ROOT / "tests" / "extending"
+CHOSEN = [
+    "dataset=stripes",
+    "model.ctx_size=2",
+    "+model/decoder/context=mean",
+    "model/decoder/z_L_prior=uniform",
+    "+model/objective=top_heavy",
+    "+estimators=best",
+    "+metrics=bits",
+    "+trackers=csv",
+    "task.estimators=[iwae,best]",
+]
+SMALL = [one for one in shrunk("digits_dct_ladder") if "z_L_prior" not in one]
+SMALL += ["train.max_epochs=1", "task.mi_images=4", "wandb.setup.mode=disabled"]
+
+
+def test_one_class_and_one_file_add_a_part_of_every_kind(tmp_path):
+    files = {path.stem for path in (OWN / "configs").rglob("*.yaml")}
+    assert len(files) == 7
+    arguments = ["--config-dir", str(OWN / "configs"), "experiment=digits_dct_ladder"]
+    output = call(tmp_path, *arguments, *CHOSEN, *SMALL).stdout
+    run = only_run(tmp_path)
+
+    # The data set and the model's parts are what was trained, and load again once they are named.
+    targets = [f"{key}={value}" for key, value in own_targets(run)]
+    model, settings = load_model(run, targets)
+    names = (model.decoder.context, model.decoder.context_prior)
+    assert [type(part).__name__ for part in names] == ["MeanContext", "UniformPrior"]
+    assert settings.dataset.name == "stripes" and settings.model.objective.weight == 2.0
+
+    # The new figures are in the epoch's record, the scores, the tables and the page.
+    (row,) = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    layers = range(model.num_latents)
+    assert all(f"collapse/bits_{layer}" in row for layer in layers)
+    found = json.loads((run / "results.json").read_text())
+    assert [entry["estimator"] for entry in found["likelihoods"]] == ["iwae", "best"]
+    iwae, best = (entry["nll"] for entry in found["likelihoods"])
+    assert best < iwae
+    bound = found["bound"]
+    bits = [kl / n / math.log(2) for kl, n in zip(bound["kl"], bound["elements"], strict=True)]
+    assert found["metrics"]["bits"] == pytest.approx(bits)
+    page = (run / "report" / "report.html").read_text()
+    for shown in ("bits a unit", "best"):
+        assert shown in output and shown in page
+    assert "the largest of each ten weights" in page
+
+    # The tracker has the same figures as the run's own record.
+    lines = dict(line.split(",")[1:] for line in (run / "metrics.csv").read_text().splitlines())
+    assert {key: float(value) for key, value in lines.items()} == {
+        key: value for key, value in row.items() if key not in ("epoch", "step")
+    }
+
+
+def own_targets(run) -> list[tuple[str, str]]:
+    """What the checkpoint's settings name of tests/extending."""
+    from utils.settings.trust import targets
+
+    content = torch.load(run / "checkpoints" / "best.pth", weights_only=True)
+    return [(k, v) for k, v in targets(content["config"]) if v.startswith("tests.extending")]
