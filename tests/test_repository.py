@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -268,6 +269,8 @@ def test_readme_names_only_settings_and_files_that_exist():
 
     prefixes = ("model.", "train.", "dataset.", "wandb.", "task.")
     for key in re.findall(r"`([a-z_]+\.[\w.]+)(?:=[^`]*)?`", text):
-        if key.startswith(prefixes) and not key.endswith(".py"):
+        if key.rpartition(".")[2][:1].isupper() and not key.startswith("train."):
+            assert resolve_name(key)  # a class of the project
+        elif key.startswith(prefixes) and not key.endswith(".py"):
             known = key in KEYS or any(rule.startswith(key.rstrip(".") + ".") for rule in KEYS)
             assert known, key

@@ -11,10 +11,12 @@ from utils.evaluation import scoring
 from utils.evaluation.collapse import Collapse
 from utils.evaluation.metrics import STANDARD, CollapseMetric, layer_values, metric_values
 from utils.evaluation.record import ScoreRecord
+from utils.processes.job import Job
 from utils.processes.launch import Processes
 from utils.report.collapse_report import write_report
 from utils.report.tables import layer_table, show_score
 from utils.settings.build import build_model
+from utils.settings.schema import Settings
 from utils.terminal import Terminal
 
 IMAGES = torch.randint(0, 17, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
@@ -42,6 +44,7 @@ class TooFew(LargestKl):
 
 
 OWN = {"largest_kl": LargestKl()}
+NAMES = {LargestKl: "largest_kl", TooFew: "few"}
 
 
 @pytest.fixture(scope="module")
@@ -51,25 +54,24 @@ def model():
     return randomised(build_model(compose("digits_ladder", *shrunk("digits_ladder"))), 0.05).eval()
 
 
-@pytest.fixture(scope="module")
-def settings():
-    """The settings of `model`, without importance-weighted estimates."""
-    overrides = ("task.estimators=[]", "task.mi_images=5")
+def settings(*metrics: type) -> Settings:
+    """The settings of `model`, with these metrics and without importance-weighted estimates."""
+    overrides = ["task.estimators=[]", "task.mi_images=5"]
+    for metric in metrics:
+        name = NAMES[metric]
+        overrides.append(f"+metrics.{name}._target_={metric.__module__}.{metric.__name__}")
     return compose("digits_ladder", *shrunk("digits_ladder"), *overrides)
 
 
-def score(model, settings, folder, metrics=None) -> scoring.Score:
+def score(model, folder, *metrics: type) -> scoring.Score:
     """The score of the model."""
     checkpoint = folder / "best.pth"
     checkpoint.write_bytes(b"weights")
-    terminal = Terminal(False)
-    return scoring.score(
-        model, settings, BATCHES, "test", checkpoint, terminal, metrics=metrics or {}
-    )
+    return scoring.score(model, settings(*metrics), BATCHES, "test", checkpoint, Terminal(False))
 
 
-def test_standard_metrics_are_the_reports_figures(model, settings, tmp_path):
-    scored = score(model, settings, tmp_path)
+def test_standard_metrics_are_the_reports_figures(model, tmp_path):
+    scored = score(model, tmp_path)
     bound = scored.record.bound
     values = layer_values(STANDARD, scored.collapse)
     assert values == {"kl": bound.kl, "active_units": bound.active_per_layer}
@@ -78,10 +80,8 @@ def test_standard_metrics_are_the_reports_figures(model, settings, tmp_path):
     assert tracked["collapse/kl_3"] == bound.kl[3]
 
 
-def test_a_metric_of_ones_own_is_in_record_tables_page_and_tracker(
-    model, settings, tmp_path, capsys
-):
-    scored = score(model, settings, tmp_path, OWN)
+def test_a_metric_of_ones_own_is_in_record_tables_page_and_tracker(model, tmp_path, capsys):
+    scored = score(model, tmp_path, LargestKl)
     expected = [units.kl.max().item() for units in scored.collapse.layers]
     assert scored.record.metrics == {"largest_kl": expected}
     assert scored.record.to_json()["metrics"] == {"largest_kl": expected}
@@ -90,16 +90,15 @@ def test_a_metric_of_ones_own_is_in_record_tables_page_and_tracker(
     show_score(Terminal(), scored.record, OWN)
     output = capsys.readouterr().out
     assert "largest KL" in output and f"{expected[5]:.5f} nats" in output
-    write_report(
-        model, scored, settings, BATCHES, tmp_path, Processes(), Terminal(False), metrics=OWN
-    )
+    job = Job(Processes(), torch.device("cpu"), Terminal(False))
+    write_report(model, scored, settings(LargestKl), BATCHES, tmp_path, job)
     assert json.loads((tmp_path / "report.json").read_text())["metrics"]["largest_kl"] == expected
     page = (tmp_path / "report.html").read_text()
     assert "largest KL" in page and all(f"{value:.5f} nats" in page for value in expected)
 
 
-def test_a_record_from_a_file_shows_metrics_by_their_names(model, settings, tmp_path):
-    record = score(model, settings, tmp_path, OWN).record
+def test_a_record_from_a_file_shows_metrics_by_their_names(model, tmp_path):
+    record = score(model, tmp_path, LargestKl).record
     path = tmp_path / "scores.json"
     path.write_text(json.dumps(record.to_json()))
     table = layer_table(ScoreRecord.read(path))
@@ -107,10 +106,10 @@ def test_a_record_from_a_file_shows_metrics_by_their_names(model, settings, tmp_
     assert [row[-1].value for row in table.rows] == record.metrics["largest_kl"]
 
 
-def test_without_metrics_the_record_has_no_such_key(model, settings, tmp_path):
-    assert "metrics" not in score(model, settings, tmp_path).record.to_json()
+def test_without_metrics_the_record_has_no_such_key(model, tmp_path):
+    assert "metrics" not in score(model, tmp_path).record.to_json()
 
 
-def test_a_metric_must_give_one_value_per_layer(model, settings, tmp_path):
+def test_a_metric_must_give_one_value_per_layer(model, tmp_path):
     with pytest.raises(ValueError, match=r"few returned 1 value\(s\) for 6 layers"):
-        score(model, settings, tmp_path, {"few": TooFew()})
+        score(model, tmp_path, TooFew)

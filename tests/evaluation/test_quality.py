@@ -12,6 +12,7 @@ from utils import terminal as terminal_module
 from utils.evaluation import quality, scoring
 from utils.evaluation.quality import prepare
 from utils.settings.build import build_model
+from utils.settings.schema.train import Train
 
 IMAGES = torch.randint(0, 17, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
 BATCHES = EvaluationBatches(IMAGES, 16, 12)
@@ -28,9 +29,10 @@ class Lines:
         self.lines.append(text)
 
 
-def asked(**changes) -> dict:
+def asked(**changes) -> Train:
     """The settings under train."""
-    return {"compute_fid": True, "fid_weights": None, **changes}
+    train = compose("digits_ladder", "train.compute_fid=true").train
+    return train.model_copy(update=changes)
 
 
 @pytest.fixture
