@@ -21,7 +21,6 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from filelock import FileLock
-from tqdm import tqdm
 
 from datasets.io.on_disk import ImagesOnDisk
 from datasets.io.source import Block, ImageSource, ItemRef, divide, read_blocks, reader_pool
@@ -159,6 +158,8 @@ def _write_images(
     file: BinaryIO, images: ImageSource, items: Mapping[str, list[ItemRef]]
 ) -> tuple[_Contents, str]:
     """Append the images of all splits in order; what was written, and its SHA-256."""
+    from tqdm import tqdm  # not at every start
+
     contents, sha256 = _Contents(), hashlib.sha256()
     total = sum(map(len, items.values()))
     with (

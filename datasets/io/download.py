@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 Content = TypeVar("Content")
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without data from a server
@@ -124,6 +122,8 @@ def download_url(url: str, part: Path) -> None:
 
 def _resume(url: str, part: Path) -> int | None:
     """One request for the rest of a file; the file's size, where the server names it."""
+    from tqdm import tqdm  # not at every start
+
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "dct-ladder-vae"})
     if start:

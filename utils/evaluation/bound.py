@@ -6,7 +6,6 @@ chunk size or the number of processes, beyond the order of floating-point sums.
 
 from collections.abc import Callable
 
-import psutil
 import torch
 from pydantic import BaseModel
 from torch import Tensor
@@ -24,7 +23,7 @@ MEMORY_SHARE = 0.1  # of the free memory, for the rows decoded at once
 MAPS_PER_ROW = 8  # feature maps of the decoder's widest state, estimated
 
 
-class NllEstimate(BaseModel, frozen=True):
+class NllEstimate(BaseModel, frozen=True, defer_build=True):
     """An estimate of −log p(x) in nats per image, with its standard error over images."""
 
     estimator: str
@@ -123,6 +122,8 @@ def rows_that_fit(model: LadderVAE, x: Tensor) -> int:
 
 def _free_memory(device: torch.device) -> float:
     """Bytes of memory that can be taken on the device."""
+    import psutil  # not at every start
+
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available

@@ -42,7 +42,7 @@ def posterior_samples_for(images: int) -> int:
     return max(2, math.ceil(0.5 + math.sqrt(0.25 + pairs)))
 
 
-class CollapseReport(BaseModel, frozen=True, populate_by_name=True):
+class CollapseReport(BaseModel, frozen=True, defer_build=True, populate_by_name=True):
     """Means over all images; lists are per layer from the top."""
 
     images: int

@@ -32,7 +32,7 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
-class ImageQuality(BaseModel, frozen=True):
+class ImageQuality(BaseModel, frozen=True, defer_build=True):
     """Reconstruction error on pixels in 0 … 1, and FID if its weights were available."""
 
     reconstruction_mse: float

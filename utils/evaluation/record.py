@@ -15,7 +15,7 @@ from utils.files import read_json
 REMEDY = "remove it, and evaluate the checkpoint again (training does so itself, else task=test)"
 
 
-class ScoreRecord(BaseModel, frozen=True):
+class ScoreRecord(BaseModel, frozen=True, defer_build=True):
     """Every figure of a model on a split, and what it was evaluated on and from.
 
     Files of earlier versions lack `code`, `parameters`, `quality` or `seconds`; files without a

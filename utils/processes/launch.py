@@ -12,7 +12,6 @@ from datetime import timedelta
 from functools import cache
 from typing import ClassVar
 
-import psutil
 import torch
 import torch.distributed as dist
 
@@ -138,6 +137,8 @@ def _join(processes: Processes, store: dist.Store) -> None:
 
 def _interface(host: str, port: int) -> str | None:
     """The network interface that leads to a host, for gloo, which would go by the own hostname."""
+    import psutil  # not at every start
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((host, port))

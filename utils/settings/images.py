@@ -3,9 +3,6 @@
 import os
 from typing import Any
 
-from torch.utils.data import Dataset as TorchDataset
-
-from datasets import torch_dataset
 from datasets.io import cache
 from datasets.io.source import ImageSource
 from datasets.loaders import EvaluationBatches, TrainBatches
@@ -69,6 +66,10 @@ def _check_description(splits: ImageSplits, dataset: Dataset) -> None:
 
 def _from_torch(images: Any, source: dict, dataset: Dataset) -> ImageSource:
     """A torch Dataset's images; dataset.test_arguments give its test set, where it has one."""
+    from torch.utils.data import Dataset as TorchDataset  # not at every start
+
+    from datasets import torch_dataset
+
     target = dataset.target
     if not isinstance(images, TorchDataset):
         raise ConfigError(

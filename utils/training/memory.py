@@ -4,7 +4,6 @@ import ctypes
 import sys
 from pathlib import Path
 
-import psutil
 import torch
 
 from model.layers import CheckpointedModule
@@ -64,6 +63,8 @@ def check_memory(settings: Settings, device: torch.device, processes: int) -> No
 
 def total_memory(device: torch.device) -> int:
     """Bytes of the device's memory: on a CPU, what is installed or this cgroup's limit."""
+    import psutil  # not at every start
+
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     physical = psutil.virtual_memory().total

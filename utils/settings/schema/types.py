@@ -21,7 +21,9 @@ Target = Annotated[Text, Wanted("the dotted path of a class or function")]
 class Group(BaseModel):
     """Settings under one key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 class Part(Group):
