@@ -9,7 +9,9 @@ python run_experiment.py task=compare 'runs=[runs/digits_*]'
 python run_experiment.py task=check_data experiment=cifar_ladder dataset=image_folder dataset.root=.
 """
 
-import utils.processes.openmp  # noqa: F401, I001  before anything that loads OpenMP
+import utils.processes.openmp  # noqa: F401  before anything that loads OpenMP
+
+# isort: split
 
 import sys
 from functools import partial
@@ -21,13 +23,13 @@ from omegaconf import DictConfig
 from datasets.fingerprint import fingerprint
 from utils import checkpoint
 from utils.evaluation.quality import prepare
-from utils.evaluation.scoring import parameter_counts, score
+from utils.evaluation.scoring import parameter_counts
 from utils.processes.collectives import main_first
 from utils.processes.job import Job
 from utils.processes.launch import Processes
-from utils.settings.threads import use_threads
-from utils.report.during_training import PICTURED, draw
-from utils.report.tables import show_finished, show_score
+from utils.report.final import conclude
+from utils.report.run_figures import PICTURED, draw
+from utils.report.tables import show_finished
 from utils.runs.checkpoints import newest
 from utils.runs.folder import RunFolder
 from utils.runs.resume import settings_to_train
@@ -35,6 +37,7 @@ from utils.runs.signals import Signals
 from utils.settings.build import build_model, build_objective, build_optimizer, build_own
 from utils.settings.command_line import Command
 from utils.settings.images import evaluation_batches, splits_of, train_batches
+from utils.settings.threads import use_threads
 from utils.tasks.check_data import check_data
 from utils.tasks.command import run_command, run_job
 from utils.tasks.compare import compare
@@ -69,8 +72,8 @@ def train(command: Command, processes: Processes) -> None:
     optimizer, scheduler = build_optimizer(settings, model)
     batches = train_batches(settings, splits, job)
     validation = evaluation_batches(settings, splits, "validation", job)
-    trackers = list(build_own(settings, "trackers").values())
     held_out = evaluation_batches(settings, splits, "test", job)
+    trackers = build_own(settings, "trackers").values()
     with (
         Signals(settings.train.grace_seconds) as signals,
         folder.opened(finished, fetched),
@@ -78,6 +81,7 @@ def train(command: Command, processes: Processes) -> None:
     ):
         saved, trouble = main_first(processes, lambda: newest(folder.last))
         threads = use_threads(settings, processes, saved.get("threads"))
+        draw_figures = partial(draw, folder, tracker, validation.first(PICTURED))
         trainer = Trainer(
             model,
             build_objective(settings),
@@ -87,7 +91,7 @@ def train(command: Command, processes: Processes) -> None:
             scheduler,
             settings.train,
             saver=folder.saver(tracker, images=images, threads=threads),
-            draw_figures=partial(draw, folder, tracker, validation.first(PICTURED)),
+            draw_figures=draw_figures,
             tracker=tracker,
             terminal=job.terminal,
             signals=signals,
@@ -104,37 +108,17 @@ def train(command: Command, processes: Processes) -> None:
         trainer.fit()
         tracker.trained(trainer.progress.step)
         best = checkpoint.trained_model(settings, folder.best, job.device)
-        found = score(best, settings, held_out, "test", folder.best, job.terminal, quality)
-        folder.finish(found.record.to_json(), found.per_image)
-        tracker.summary(found.record.tracker_values())
-        show_score(job.terminal, found.record, found.metrics)
         now = (trainer.progress.epoch, trainer.progress.step)
-        draw(folder, tracker, validation.first(PICTURED), best, *now)
-        if settings.task.report:
-            from utils.report.collapse_report import write_report  # loads matplotlib: 0.5 s
-
-            pictures = write_report(best, found, settings, held_out, folder.path / "report", job)
-            tracker.pictures(pictures, *now)
-            tracker.page(folder.path / "report" / "report.html", *now)
-        job.terminal.line(f"Checkpoints, metrics, pictures and the log are in {folder.path}")
+        conclude(best, settings, held_out, folder, tracker, job, quality, draw_figures, now)
 
 
-TASKS = {
-    "train": train,
-    "test": test,
-    "report": report,
-    "compare": compare,
-    "sample": sample,
-    "reconstruct": reconstruct,
-    "sync": sync,
-    "check_data": check_data,
-}
+TASKS = (train, test, report, compare, sample, reconstruct, sync, check_data)
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="defaults")
 def job(composed: DictConfig) -> None:
     """One job of the command, as Hydra has composed it."""
-    run_job(composed, TASKS)
+    run_job(composed, {task.__name__: task for task in TASKS})
 
 
 if __name__ == "__main__":

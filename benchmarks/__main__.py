@@ -9,8 +9,9 @@ Shares are of this machine's matrix product, measured in the same run. `python -
 and `python -m benchmarks.several` measure checkpoints and several processes.
 """
 
-import utils.processes.openmp  # noqa: F401, I001  before anything that loads OpenMP
+import utils.processes.openmp  # noqa: F401  before anything that loads OpenMP
 
+# isort: split
 import argparse
 
 import torch

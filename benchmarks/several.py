@@ -7,8 +7,9 @@ The batch is the experiment's own, divided over the processes. "without communic
 step with every process keeping its gradients to itself; OMP_NUM_THREADS sets the threads.
 """
 
-import utils.processes.openmp  # noqa: F401, I001  before anything that loads OpenMP
+import utils.processes.openmp  # noqa: F401  before anything that loads OpenMP
 
+# isort: split
 import argparse
 import tempfile
 import time
@@ -18,9 +19,7 @@ import torch
 
 from benchmarks.measure import Subject
 from benchmarks.step import make_trainer, train_epoch
-from utils.processes import collectives
-from utils.processes import devices
-from utils.processes import launch
+from utils.processes import collectives, devices, launch
 from utils.training.trainer import Trainer
 
 STEPS = 8

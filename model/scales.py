@@ -32,6 +32,26 @@ def layout(
         ValueError: if the lists differ in length, the coarsest scale has no latents, latents have
             no channels, or the image cannot be halved that often.
     """
+    _check(image_size, latent_scales, latent_width, start_scale_at_x)
+    scales, size, finer, channels = [], image_size, image_size, num_ch
+    for index, (count, width) in enumerate(zip(latent_scales, latent_width, strict=True)):
+        if index > 0:
+            channels = int(channels * scale_ch_mult)
+        if index > 0 or not start_scale_at_x:
+            size //= 2
+        if count > 0:
+            scales.append(Scale(channels, size, count, width, finer // size))
+            finer = size
+    return scales
+
+
+def _check(
+    image_size: int,
+    latent_scales: Sequence[int],
+    latent_width: Sequence[int],
+    start_scale_at_x: bool,
+) -> None:
+    """Refuse lists that describe no ladder, or none of this image."""
     if len(latent_scales) != len(latent_width):
         raise ValueError(
             f"model.latent_scales={list(latent_scales)} has {len(latent_scales)} scales and "
@@ -57,13 +77,3 @@ def layout(
             f"model.latent_scales={list(latent_scales)} halves the image {halvings} times, which "
             f"{image_size} pixels don't allow: use {sizes} (multiples of {unit}) or fewer scales."
         )
-    scales, size, finer, channels = [], image_size, image_size, num_ch
-    for index, (count, width) in enumerate(zip(latent_scales, latent_width, strict=True)):
-        if index > 0:
-            channels = int(channels * scale_ch_mult)
-        if index > 0 or not start_scale_at_x:
-            size //= 2
-        if count > 0:
-            scales.append(Scale(channels, size, count, width, finer // size))
-            finer = size
-    return scales

@@ -18,8 +18,8 @@ from utils.report import pictures, plots
 from utils.report.collapse_page import lead, sections
 from utils.report.content import ReportContent, report_content
 from utils.report.drawing import Drawing, save
-from utils.report.during_training import PICTURED
 from utils.report.page import write_page
+from utils.report.run_figures import PICTURED
 from utils.settings.schema import Settings
 
 

@@ -1,7 +1,7 @@
 """The record of a run: its own folder first; W&B, TensorBoard and others mirror it."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -104,7 +104,7 @@ def open_tracker(
     run: TrackedRun,
     model: nn.Module,
     terminal: Terminal,
-    factories: Sequence[SinkFactory] = (),
+    factories: Collection[SinkFactory] = (),
 ) -> Iterator[Tracker]:
     """The sinks of a run, closed at its end; none on processes that do not write.
 
