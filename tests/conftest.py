@@ -28,6 +28,7 @@ LONGEST = (
     "test_launchers",
     "test_own_images",
     "test_torch_dataset",
+    "test_extending",
     "test_resume",
     "test_trainer",
     "test_repository",

@@ -199,6 +199,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_memory_that_a_step_frees_is_used_by_the_next():
     """Page faults of the second epoch, with and without malloc's habit of returning memory."""

@@ -77,6 +77,7 @@ def end(process, folder) -> tuple[str, float]:
             os.kill(left, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_torchrun_and_three_by_mpiexec(tmp_path):
     """The same figures as two processes of any launcher; one folder, one record, one terminal."""
     folders = {"torchrun": command("torchrun"), "mpiexec": [*MPIEXEC, "3", *COMMAND]}
