@@ -20,3 +20,11 @@ class Part(nn.Module):
             ValueError: in one sentence that begins with an argument's name, so that the caller can
                 prefix it with the key that the argument has in the settings.
         """
+
+    @classmethod
+    def fewest_parameters(cls, **arguments: Any) -> int:
+        """A lower bound on the part's parameters, from the constructor's arguments alone.
+
+        By it what cannot fit any memory is refused before it is built; 0 says nothing.
+        """
+        return 0

@@ -94,6 +94,14 @@ class UNet(Part):
                 "fewer."
             )
 
+    @classmethod
+    def fewest_parameters(
+        cls, *, model_channels: int, channel_mult: Sequence[int], num_res_blocks: int, **others: Any
+    ) -> int:
+        """The two 3×3 convolutions of the residual blocks at the widest level."""
+        widest = model_channels * max(channel_mult)
+        return 18 * widest**2 * num_res_blocks
+
     def forward(self, u: Tensor, t: Tensor, noise: Noise) -> Tensor:
         """u (B, C, d, d), t (B,) or (1,) in 0 … T−1 -> (B, out_channels, d, d).
 

@@ -97,3 +97,11 @@ def test_the_whole(decoder, changes, beginning):
 def test_a_part_with_nothing_to_say_accepts_anything():
     for part in (NetworkPrior, StandardPrior, GaussianPrior, LadderDecoder):
         part.check_arguments(1, anything=2)
+
+
+def test_the_fewest_parameters_are_fewer_than_there_are():
+    for channels, mult, blocks in ((16, [1], 1), (32, [1, 2], 3)):
+        sizes = {"model_channels": channels, "channel_mult": mult, "num_res_blocks": blocks}
+        net = UNet(1, 2, num_heads=1, dropout=0.0, **sizes)
+        count = sum(parameter.numel() for parameter in net.parameters())
+        assert 0.1 * count < UNet.fewest_parameters(num_heads=1, **sizes) < count

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from model.ladder_vae import LadderVAE
+from model.part import Part
 from model.scales import layout
 from utils.errors import ConfigError
 from utils.settings.parts import target_of
@@ -39,11 +40,12 @@ def check_geometry(settings: Settings) -> None:
 
 def _ask(part: Callable, key: str, size: int, arguments: dict[str, Any]) -> None:
     """A class that can say whether its arguments fit (`model.part.Part`) does."""
-    check = getattr(part, "check_arguments", None)
-    if check is None:  # a function, or a class of somebody's own: building it will tell
-        return
+    if not (isinstance(part, type) and issubclass(part, Part)):
+        return  # a function, or a class of somebody's own: building it will tell
     try:
-        check(size, **{name: v for name, v in arguments.items() if not name.startswith("_")})
+        part.check_arguments(
+            size, **{name: v for name, v in arguments.items() if not name.startswith("_")}
+        )
     except ValueError as error:
         said = str(error)
         raise ConfigError(said if said.startswith("model.") else f"{key}.{said}") from error

@@ -8,11 +8,12 @@ import torch
 
 from model.layers import CheckpointedModule
 from model.objective import LossModule
+from model.part import Part
 from model.scales import layout
 from utils.errors import ConfigError
 from utils.settings.build import build_model, build_objective
+from utils.settings.parts import target_of
 from utils.settings.schema import Settings
-from utils.settings.schema.model import Denoiser
 
 FLOAT, COPIES = 4, 4  # bytes; of each weight: itself, its gradient, two moments
 MIN_MAPS = 4  # feature maps of a scale's channels per latent: fewer than training keeps …
@@ -85,7 +86,7 @@ def memory_lower_bound(settings: Settings, images: int) -> tuple[float, float]:
         nets = scale.num_latents * (1 + (model.decoder.num_blocks_per_scale or 1))
         weights += nets * (18 * hidden**2 + 2 * hidden * scale.channels)
         maps += MIN_MAPS * scale.num_latents * scale.channels * scale.size**2
-    weights += _denoiser_parameters(model.decoder.z_L_prior.model)
+    weights += _denoiser_parameters(settings)
     maps += model.num_mix * dataset.image_size**2
     return FLOAT * COPIES * weights, FLOAT * images * maps
 
@@ -129,12 +130,15 @@ def estimate_memory(settings: Settings, images: int) -> tuple[float, float]:
     return float(COPIES * weights), float(activations)
 
 
-def _denoiser_parameters(denoiser: Denoiser | None) -> float:
-    """A lower bound on the weights of a diffusion prior's net; 0 for one of another kind."""
-    if denoiser is None or denoiser.model_channels is None:
-        return 0.0
-    widest = denoiser.model_channels * max(denoiser.channel_mult or [1])
-    return 18.0 * widest**2 * (denoiser.num_res_blocks or 1)
+def _denoiser_parameters(settings: Settings) -> int:
+    """A lower bound on the parameters of a diffusion prior's net, as its own class gives it."""
+    node = settings.plain["model"]["decoder"]["z_L_prior"].get("model")
+    if node is None:
+        return 0
+    part = target_of(node, "model.decoder.z_L_prior.model")
+    if not (isinstance(part, type) and issubclass(part, Part)):
+        return 0
+    return part.fewest_parameters(**{k: v for k, v in node.items() if not k.startswith("_")})
 
 
 def _gigabytes(count: float) -> str:
