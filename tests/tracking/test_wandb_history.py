@@ -23,7 +23,7 @@ mode, until, wait = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 folder, checkpoint = Path("run").absolute(), Path("run", "step")
 folder.mkdir(exist_ok=True)
 settings = composed_settings(compose(["experiment=digits_ladder"]))
-mirror = WandbSink(settings.wandb, folder, "run", "cut", settings, None, mode, print)
+mirror = WandbSink(settings.wandb, folder, "run", "cut", settings.plain, None, mode, print)
 tracker = Tracker(folder, [LocalSink(folder / "metrics.jsonl"), mirror])
 start = int(checkpoint.read_text()) if checkpoint.exists() else 0
 tracker.begin(start)
