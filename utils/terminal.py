@@ -3,14 +3,12 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table as RichTable
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from utils.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 log = logging.getLogger("ladder_vae")
 
@@ -23,7 +21,7 @@ def one_line(error: Exception) -> str:
 class Bar:
     """A progress bar that is shown, or one that does nothing where no bar is shown."""
 
-    def __init__(self, progress: Progress | None, task: int | None = None):
+    def __init__(self, progress: "Progress | None", task: int | None = None):
         self.progress, self.task = progress, task
 
     def advance(self, note: str = "", count: int = 1) -> None:
@@ -40,6 +38,8 @@ class Terminal:
     """Standard output of the main process; silent on the others. Lines also go to the log."""
 
     def __init__(self, shown: bool = True):
+        from rich.console import Console  # not at every start
+
         self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
 
     def line(self, text: str) -> None:
@@ -53,19 +53,25 @@ class Terminal:
         if not self.console.is_terminal or self.console.quiet:
             yield Bar(None)
             return
+        from rich import progress as parts
+
         columns = [
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            parts.TextColumn("{task.description}"),
+            parts.BarColumn(),
+            parts.MofNCompleteColumn(),
+            parts.TextColumn("{task.fields[note]}"),
+            parts.TextColumn("left"),
+            parts.TimeRemainingColumn(),
         ]
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with parts.Progress(*columns, console=self.console, transient=True) as progress:
             yield Bar(progress, progress.add_task(title, total=total, completed=done, note=""))
 
     def table(self, table: Table) -> None:
         """Print a table, and write it to the log as tab-separated lines."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
         table = table.for_terminal()
         printed = RichTable(
             title=Text(table.caption), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True

@@ -224,7 +224,8 @@ def test_another_machine_goes_on_with_a_run(server, tmp_path, undisturbed):
     assert json.loads((after / "run.json").read_text())["wandb_id"] == wandb_id
     arrive(server, other)
     name = f"{ENTITY}/dct_ladder_vae/{wandb_id}"
-    found = start(server, other, f"train.resume_id={wandb_id}", *quick)  # now it is local
+    local = f"train.resume_id={wandb_id}"  # now it is local
+    found = start(server, other, local, OWN_DATA, *quick)
     assert "Finished before" in finish(found)
     shutil.rmtree(after)  # a bare id means the run in wandb.setup's project
     finish(start(server, other, f"train.resume_id={wandb_id}", OWN_DATA, *quick))

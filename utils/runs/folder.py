@@ -13,13 +13,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import numpy as np
 import yaml
-from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from utils.errors import ConfigError
 from utils.files import atomic_write, write_json, write_scores
@@ -163,7 +162,7 @@ class RunFolder:
         return json.loads(self.record.read_text())["wandb_id"]
 
 
-def locked(folder: Path) -> AcquireReturnProxy:
+def locked(folder: Path) -> AbstractContextManager:
     """Lock a run's folder for this process; the returned context manager releases it.
 
     The system releases the lock of a process that dies.
@@ -171,6 +170,8 @@ def locked(folder: Path) -> AcquireReturnProxy:
     Raises:
         ConfigError: if another process holds it.
     """
+    from filelock import FileLock, Timeout  # not at every start
+
     try:
         return FileLock(folder / ".lock").acquire(blocking=False)
     except Timeout as error:

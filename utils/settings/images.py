@@ -1,10 +1,8 @@
 """From checked settings to images in three splits, and to batches of them."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets.io import cache
-from datasets.io.source import ImageSource
 from datasets.loaders import EvaluationBatches, TrainBatches
 from datasets.splits import ImageSplits
 from utils.errors import ConfigError
@@ -13,6 +11,9 @@ from utils.processes.job import Job
 from utils.settings.parts import build
 from utils.settings.schema import Settings
 from utils.settings.schema.dataset import Dataset
+
+if TYPE_CHECKING:
+    from datasets.io.source import ImageSource
 
 DESCRIPTION = (  # keys that every data set has, beside those of its source
     "name",
@@ -34,6 +35,9 @@ def load_images(settings: Settings) -> ImageSplits:
     Raises:
         ConfigError: if the images have another shape than dataset.channels and image_size say.
     """
+    from datasets.io import cache  # not at every start
+    from datasets.io.source import ImageSource
+
     dataset, plain = settings.dataset, settings.plain["dataset"]
     source = {key: v for key, v in plain.items() if key not in (*DESCRIPTION, *STORED)}
     if dataset.root is not None:
@@ -64,7 +68,7 @@ def _check_description(splits: ImageSplits, dataset: Dataset) -> None:
         )
 
 
-def _from_torch(images: Any, source: dict, dataset: Dataset) -> ImageSource:
+def _from_torch(images: Any, source: dict, dataset: Dataset) -> "ImageSource":
     """A torch Dataset's images; dataset.test_arguments give its test set, where it has one."""
     from torch.utils.data import Dataset as TorchDataset  # not at every start
 
