@@ -48,6 +48,7 @@ def test_a_folder_of_images_is_trained_on_and_kept_apart(tmp_path):
     assert "was trained on 49 images of mine" in found.stderr and "name=" in found.stderr
 
 
+@pytest.mark.slow
 def test_other_sizes_work_where_the_scales_divide_them(tmp_path):
     """And where they don't, the sizes that do are named."""
     write_images(tmp_path / "mine", 40)

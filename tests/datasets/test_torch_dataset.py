@@ -57,6 +57,7 @@ def command(folder, *arguments, **options):
     return call(folder, *own, *arguments, launcher=("env",), **options)
 
 
+@pytest.mark.slow
 def test_a_dataset_of_another_package_is_trained_on(package, tmp_path):
     assert "PYTHONPATH" in environment(tmp_path)
     found = command(tmp_path, *CUSTOM, "dataset.test_arguments={train: false}")

@@ -60,6 +60,7 @@ def test_runs_are_compared_from_their_scores_and_a_checkpoint_is_scored(trained,
     assert iwae["mean"] == pytest.approx(found["likelihoods"][0]["nll"])
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_checkpoint(trained, tmp_path):
     """One step at a learning rate of nearly nothing leaves the bound where it was."""
     run = only_run(trained[0])

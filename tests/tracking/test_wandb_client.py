@@ -212,6 +212,7 @@ def test_an_artifact_that_reaches_outside_its_folder_is_not_fetched(server, logg
     assert not list(tmp_path.rglob("*.pth"))
 
 
+@pytest.mark.slow
 def test_a_run_of_the_published_code_loads(server, tmp_path, references):
     """Its settings name classes that are not here; the experiment's name stands in for them."""
     script = (
@@ -239,6 +240,7 @@ def test_a_run_of_the_published_code_loads(server, tmp_path, references):
     assert (draws[0] == draws[1]).all() and draws[0].std() > 0
 
 
+@pytest.mark.slow
 def test_an_offline_run_is_uploaded_later_and_seen_to_arrive(server, tmp_path):
     offline = ["wandb.setup.mode=offline", "task.report=false", "train.seed=7"]
     found = run(server, tmp_path, COMMAND, *ONLINE, *offline)
