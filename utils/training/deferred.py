@@ -75,8 +75,8 @@ class DeferredSteps:
         step, optimizer = self.step, self.state.optimizer
         losses = step.gradients(micro_batches, beta)
         norm = step.gradient_norm()
-        refused = ~(losses.isfinite().all() & norm.isfinite() & (norm <= step.threshold))
-        agreed = collectives.total(refused.float()) == 0
+        accepted = step.accepts(losses.isfinite().all(), norm)
+        agreed = collectives.total((~accepted).float()) == 0
         self.all_accepted = accepted = self.all_accepted & agreed
         step.clip(norm)
         optimizer.found_inf = (~accepted).float()  # 1: its kernels leave all as it was

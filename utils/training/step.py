@@ -106,6 +106,10 @@ class TrainingStep:
         gradients = (parameter.grad for parameter in self.model.parameters())
         return nn.utils.get_total_norm([g for g in gradients if g is not None])
 
+    def accepts(self, finite_losses: bool | Tensor, norm: float | Tensor) -> bool | Tensor:
+        """Whether a step may be taken; from values on the device, the answer is there too."""
+        return finite_losses & (norm <= self.threshold) & (norm < math.inf)  # a NaN is neither
+
     def clip(self, norm: Tensor) -> None:
         """Scale a gradient of this norm down to train.grad_clip, where it is over."""
         if self.settings.grad_clip:
@@ -156,14 +160,13 @@ class TrainingStep:
 
     def _outcome(self, nonfinite_loss: bool, norm: float) -> Outcome:
         """On all processes the same: the losses are agreed on, the gradient is averaged."""
-        finite = math.isfinite(norm)
-        if self.state.scaler.is_enabled() and not nonfinite_loss and not finite:
+        rescaled = self.state.scaler.is_enabled() and not math.isfinite(norm)
+        if rescaled and not nonfinite_loss:
             return Outcome.RESCALED
-        if nonfinite_loss:
-            return Outcome.NONFINITE
-        if norm > self.threshold:
-            return Outcome.OVER_THRESHOLD
-        return Outcome.ACCEPTED if finite else Outcome.NONFINITE
+        if self.accepts(not nonfinite_loss, norm):
+            return Outcome.ACCEPTED
+        over = norm > self.threshold and not nonfinite_loss
+        return Outcome.OVER_THRESHOLD if over else Outcome.NONFINITE
 
     def _check_skipped(self, outcome: Outcome, norm: float, explain: Callable[[], str]) -> None:
         count = self.state.progress.skipped_in_a_row
