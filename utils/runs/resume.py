@@ -34,4 +34,5 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
         place = {"entity": fetched.entity, "project": fetched.project}
         wandb = {**wandb, "setup": {**wandb["setup"], **place}}
     check_estimators(settings.task, settings.estimators)
-    return check({**settings.plain, "wandb": command.wandb_over(wandb)}), fetched
+    plain = {**settings.plain, "wandb": command.wandb_over(wandb)}
+    return check(plain, to_build=False), fetched  # its model has been asked above

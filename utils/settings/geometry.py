@@ -3,14 +3,14 @@
 The model's own parts are asked; here is only which arguments each has, and where they were set.
 """
 
-from collections.abc import Callable
+import re
 from typing import Any
 
 from model.ladder_vae import LadderVAE
 from model.part import Part
 from model.scales import layout
 from utils.errors import ConfigError
-from utils.settings.parts import target_of
+from utils.settings.parts import arguments_of, part_class, target_of
 from utils.settings.schema import Settings
 from utils.settings.schema.model import Model
 
@@ -26,33 +26,35 @@ def check_geometry(settings: Settings) -> None:
     model, image = settings.model, settings.dataset.image_size
     plain = settings.plain["model"]
     decoder, prior = plain["decoder"], plain["decoder"]["z_L_prior"]
-    decoder_class = target_of(decoder, "model.decoder")
-    prior_class = target_of(prior, "model.decoder.z_L_prior")
-    _ask(LadderVAE, "model", image, {**plain, "decoder": decoder_class})
+    decoder_target = target_of(decoder, "model.decoder")
+    prior_target = target_of(prior, "model.decoder.z_L_prior")
+    _ask(LadderVAE, "model", image, {**plain, "decoder": decoder_target})
     _check_blocks(model)
-    _ask(decoder_class, "model.decoder", image, {**decoder, "z_L_prior": prior_class})
+    part = part_class(decoder, "model.decoder")
+    _ask(part, "model.decoder", image, {**decoder, "z_L_prior": prior_target})
     size = model.ctx_size or _top_size(model, image)
-    _ask(prior_class, "model.decoder.z_L_prior", size, prior)
+    part = part_class(prior, "model.decoder.z_L_prior")
+    _ask(part, "model.decoder.z_L_prior", size, prior)
     if model.decoder.z_L_prior.model:
         key = "model.decoder.z_L_prior.model"
-        _ask(target_of(prior["model"], key), key, size, prior["model"])
+        _ask(part_class(prior["model"], key), key, size, prior["model"])
 
 
-def _ask(part: Callable, key: str, size: int, arguments: dict[str, Any]) -> None:
-    """A class that can say whether its arguments fit (`model.part.Part`) does."""
-    if not (isinstance(part, type) and issubclass(part, Part)):
-        return  # a function, or a class of somebody's own: building it will tell
+def _ask(part: type[Part] | None, key: str, size: int, arguments: dict[str, Any]) -> None:
+    """Whether the arguments fit, where the part can say; else building it will tell."""
+    if part is None:
+        return
     try:
-        part.check_arguments(
-            size, **{name: v for name, v in arguments.items() if not name.startswith("_")}
-        )
+        part.check_arguments(size, **arguments_of(arguments))
     except ValueError as error:
         said = str(error)
         raise ConfigError(said if said.startswith("model.") else f"{key}.{said}") from error
     except TypeError as error:
-        missing = " ".join(str(error).partition("argument: ")[2:]) or str(error)
+        missing = re.search(r"missing .*?'(\w+)'", str(error))
+        if missing is None:
+            raise
         raise ConfigError(
-            f"{key}.{missing.strip(chr(39))} is missing: leave it where it was, or give it a value."
+            f"{key}.{missing[1]} is missing: leave it where it was, or give it a value."
         ) from error
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
+from model.part import Part
 from utils.errors import ConfigError
 
 CALLS = ("_target_", "_partial_")  # say what is called, and how; their neighbours are arguments
@@ -22,9 +23,23 @@ def build(node: dict, key: str) -> Any:
     """
     if not node:  # a choice of none, as in train/scheduler=none
         return None
-    arguments = {k: _built(v, f"{key}.{k}") for k, v in node.items() if k not in CALLS}
+    arguments = {k: _built(v, f"{key}.{k}") for k, v in arguments_of(node).items()}
     make = partial(_call, _named(node, key), target_of(node, key), **arguments)
     return make if node.get("_partial_") else make()
+
+
+def arguments_of(node: dict) -> dict:
+    """What a `_target_` is called with, as the settings have it."""
+    return {name: value for name, value in node.items() if name not in CALLS}
+
+
+def part_class(node: dict, key: str) -> type[Part] | None:
+    """The part of a model that a `_target_` names, which can be asked about its arguments.
+
+    None for a function, or a class of somebody's own that is no `Part`.
+    """
+    target = target_of(node, key)
+    return target if isinstance(target, type) and issubclass(target, Part) else None
 
 
 def target_of(node: dict, key: str) -> Callable:

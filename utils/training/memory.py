@@ -8,11 +8,10 @@ import torch
 
 from model.layers import CheckpointedModule
 from model.objective import LossModule
-from model.part import Part
 from model.scales import layout
 from utils.errors import ConfigError
 from utils.settings.build import build_model, build_objective
-from utils.settings.parts import target_of
+from utils.settings.parts import arguments_of, part_class
 from utils.settings.schema import Settings
 
 FLOAT, COPIES = 4, 4  # bytes; of each weight: itself, its gradient, two moments
@@ -135,10 +134,8 @@ def _denoiser_parameters(settings: Settings) -> int:
     node = settings.plain["model"]["decoder"]["z_L_prior"].get("model")
     if node is None:
         return 0
-    part = target_of(node, "model.decoder.z_L_prior.model")
-    if not (isinstance(part, type) and issubclass(part, Part)):
-        return 0
-    return part.fewest_parameters(**{k: v for k, v in node.items() if not k.startswith("_")})
+    part = part_class(node, "model.decoder.z_L_prior.model")
+    return part.fewest_parameters(**arguments_of(node)) if part else 0
 
 
 def _gigabytes(count: float) -> str:
