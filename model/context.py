@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.distributions import Gaussian, TwoPoint, log_softplus
+from model.levels import level_value, quantise
 from model.noise import Noise
 from model.part import Part
 
@@ -128,16 +129,6 @@ def dct_matrices(size: int, keep: int) -> tuple[Tensor, Tensor]:
     inverse = forward.T / (2.0 * size)
     inverse[:, 0] *= 0.5
     return forward, inverse.contiguous()
-
-
-def level_value(level: Tensor, bits: int) -> Tensor:
-    """(2k + 1)/2^b − 1, the value of level k clamped to 0 … 2^b − 1."""
-    return (2.0 * level.clamp(0, 2**bits - 1) + 1.0) / 2**bits - 1.0
-
-
-def quantise(v: Tensor, bits: int) -> Tensor:
-    """v in [−1, 1] to the nearest of the 2^b levels below, without dither."""
-    return level_value(((v + 1.0) * (0.5 * 2**bits)).floor(), bits)
 
 
 def dither(v: Tensor, bits: int, width: float = DITHER) -> TwoPoint:

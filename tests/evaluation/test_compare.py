@@ -24,14 +24,16 @@ N = 500
 IMAGES = np.random.default_rng(0).normal(90, 10, N)  # what the images have in common
 
 
-def run(name="a", seed=0, shift=0.0, noise=0.5, context=3, samples=100, digest="same") -> Run:
+def run(
+    name="a", seed=0, shift=0.0, noise=0.5, context=3, samples=100, digest="same", per_context=4
+) -> Run:
     """A run whose nll is the images' own, plus a shift, plus noise of its own."""
     rng = np.random.default_rng([seed, len(name), ord(name[0])])
     nll = IMAGES + shift + noise * rng.normal(size=N)
     kl = np.stack([np.full(N, 4.0), np.full(N, 2.0)], 1)
     arrays = {"nll_iwae": nll, "nelbo": nll + 1, "kl": kl, "reconstruction": nll - 5}
-    entry = {"estimator": "iwae", "num_samples": samples, "prior_samples": 16, "nll": nll.mean()}
-    entry |= {"nll_se": 0.4, "ess": 9.0, "images": N}
+    entry = {"estimator": "iwae", "num_samples": samples, "prior_samples": 2, "nll": nll.mean()}
+    entry |= {"per_context": per_context, "nll_se": 0.4, "ess": 9.0, "images": N}
     bound = {"images": N, "passes": 2, "reconstruction": 85.0, "nelbo": 91.0, "nelbo_se": 0.4}
     bound |= {"kl": [4.0, 2.0], "kl_se": [0.0, 0.0], "elements": [8, 8], "collapsed": [0, 0]}
     bound |= {"active": [6, 2], "active_low": [5, 2], "active_high": [6, 4]}
@@ -114,7 +116,11 @@ def test_bits_are_nats_scaled():
     [
         ([run("a"), run("b", digest="other")], "evaluated on different images"),
         ([run("a"), run("a")], "is among the runs twice"),
-        ([run("a"), run("b", samples=50)], "give model.is_k="),
+        ([run("a"), run("b", samples=50)], "has K = 100 and K = 50.*: .*model.is_k="),
+        (
+            [run("a"), run("b", per_context=None)],
+            "K = 100 and a context for all samples, 2 paths each and a context for every 4 samples",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, complaint):
@@ -153,6 +159,7 @@ def test_scores_on_disk_count_while_they_answer_the_question(tmp_path):
     assert np.array_equal(found().per_image["nll_iwae"], made.per_image["nll_iwae"])
     assert found(["model.is_k=100"]) is not None
     assert found(["model.is_k=200"]) is None
+    assert found(["model.is_k_paths=1"]) is None and found(["model.is_k_per_context=1"]) is None
     assert found(["train.seed=1"]) is None
     assert found(split="validation") is None
     assert found(num_images=10) is None

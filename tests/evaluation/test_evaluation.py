@@ -39,7 +39,7 @@ def test_posterior_collapse(model):
 @pytest.mark.parametrize("estimator", ["iwae", "published"])
 def test_estimated_nll(model, estimator):
     found = [
-        estimate_nll(model, EvaluationBatches(IMAGES, 16, n), estimator, 5, 2, 0, lambda n: None)
+        estimate_nll(model, EvaluationBatches(IMAGES, 16, n), estimator, 5, 2, 3, 0, lambda n: None)
         for n in (23, 7)
     ]
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=0)
@@ -47,12 +47,13 @@ def test_estimated_nll(model, estimator):
     assert found[0].nll == pytest.approx(found[1].nll, rel=1e-6)
     assert found[0].nll_se == pytest.approx(found[1].nll_se, rel=1e-3)
     assert (found[0].estimator, found[0].num_samples, found[0].images) == (estimator, 5, 23)
-    assert found[0].prior_samples == (2 if estimator == "iwae" else None)
+    sampling = (found[0].prior_samples, found[0].per_context)
+    assert sampling == ((2, 3) if estimator == "iwae" else (None, None))
 
 
 def test_more_samples_are_a_tighter_bound(model):
     one, many = (
-        estimate_nll(model, EvaluationBatches(IMAGES, 16, 23), "iwae", k, k, 0, lambda n: None)[
+        estimate_nll(model, EvaluationBatches(IMAGES, 16, 23), "iwae", k, 2, 1, 0, lambda n: None)[
             0
         ].nll
         for k in (1, 30)

@@ -19,11 +19,11 @@ from utils.evaluation.collapse import CollapseReport
 from utils.evaluation.record import REMEDY, ScoreRecord
 from utils.files import file_digest
 from utils.runs.folder import RESULTS, expand_pattern
-from utils.settings.identity import determining
+from utils.settings.identity import FORMER, determining
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema.task import CompareTask
 
-EVALUATION = ("train.seed", "model.is_k", "model.is_k_prior")  # may differ for the same model
+EVALUATION = ("train.seed", "model.is_k", *FORMER)  # may differ for the same model
 NAMED_DIFFERENCES = 3  # settings that a group's label may spell out
 
 
@@ -132,7 +132,8 @@ def _answers(record: ScoreRecord, task: CompareTask, overrides: Sequence[str]) -
         and set(task.estimators) <= {estimate.estimator for estimate in record.likelihoods}
         and all(
             estimate.num_samples == model.is_k
-            and estimate.prior_samples in (None, model.is_k_prior)
+            and estimate.prior_samples in (None, model.is_k_paths)
+            and (estimate.prior_samples is None or estimate.per_context == model.is_k_per_context)
             for estimate in record.likelihoods
         )
     )

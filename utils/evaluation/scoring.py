@@ -114,11 +114,12 @@ def _estimate_all(
 ) -> tuple[list[NllEstimate], dict[str, Tensor]]:
     """The estimates, and by estimator every image's −log p(x): (N,) nats."""
     estimates, nll = [], {}
-    samples, paths = settings.model.is_k, settings.model.is_k_prior
+    samples, paths = settings.model.is_k, settings.model.is_k_paths
+    shared, seed = settings.model.is_k_per_context, settings.train.seed
     for name, estimator in estimators.items():
         with terminal.bar(f"{split}: {name}, K = {samples}", len(batches.ids)) as bar:
             estimate, nll[name] = estimate_nll(
-                model, batches, estimator, samples, paths, settings.train.seed, bar.count
+                model, batches, estimator, samples, paths, shared, seed, bar.count
             )
         estimates.append(estimate.model_copy(update={"estimator": name}))
         if estimate.warning:

@@ -101,7 +101,8 @@ def draw_diffusion(model: LadderVAE, x: Tensor, seed: int) -> Drawing:
         q = prior.noised(u, torch.full((len(u),), step, device=u.device))
         noised.append(q.mean + q.stddev * eps)
     path = list(prior.sampling_path(count, context.active, noise))  # u_{T-1} … u_0, u
-    sampled = [path[prior.steps - 1 - step] for step in reversed(steps)] + path[-1:]
+    sampled = [path[prior.steps - 1 - step] for step in reversed(steps)]
+    sampled.append(model.decoder.to_levels(path[-1]))
     rows = []
     for title, states in (("noised", noised), ("sampled", sampled)):
         images = torch.stack([context.render(u_t) for u_t in states], 1)  # (count, steps, C, H, W)

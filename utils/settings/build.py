@@ -18,7 +18,8 @@ NOT_OF_THE_MODEL = (  # keys under model that its constructor does not take
     "free_bits_thr",
     "objective",
     "is_k",
-    "is_k_prior",
+    "is_k_per_context",
+    "is_k_paths",
 )
 
 

@@ -9,6 +9,9 @@ from utils.settings.schema import KEYS, Settings
 
 ELSEWHERE = ("wandb", "task", "estimators", "metrics", "trackers")  # groups that change no result
 
+# Settings that are no more, with the defaults under which earlier versions named their folders.
+FORMER = {"model.is_k_prior": 16}
+
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of everything that is not a mapping."""
@@ -37,7 +40,7 @@ def determining(plain: dict) -> dict[str, Any]:
 
 def digest(plain: dict) -> str:
     """Eight hex digits of what determines the result."""
-    text = json.dumps(determining(plain), sort_keys=True)
+    text = json.dumps({**FORMER, **determining(plain)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -11,11 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from utils.errors import ConfigError
 from utils.settings.check import check
 from utils.settings.composition import compose, explain, resolve
-from utils.settings.identity import ELSEWHERE
+from utils.settings.identity import ELSEWHERE, FORMER
 from utils.settings.schema import Settings
 from utils.settings.trust import CONFIGS, check_targets, plain_data
 
 OWN_CLASSES = ("estimators", "metrics", "trackers")  # every command names its own
+IMPORTANCE_SAMPLING = ("is_k_per_context", "is_k_paths")  # keys under model of later versions
 OF_THE_TASK = (*ELSEWHERE, "checkpoint", "run", "runs", "runs_dir", "hydra")  # not of the model
 
 
@@ -82,11 +83,19 @@ def _with_later_defaults(recorded: dict) -> dict:
     """Settings of an earlier version, with the defaults of what came later; the model's stay."""
     found = {**recorded, **{key: {} for key in OWN_CLASSES}}
     for group in ("train", "wandb"):
-        defaults = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / "defaults.yaml"))
-        defaults.pop("defaults", None)
         own = recorded.get(group)
-        found[group] = {**defaults, **(own if isinstance(own, dict) else {})}
+        found[group] = {**_defaults(group), **(own if isinstance(own, dict) else {})}
+    if isinstance(model := recorded.get("model"), dict):
+        sampling = {key: _defaults("model", "base")[key] for key in IMPORTANCE_SAMPLING}
+        kept = {key: value for key, value in model.items() if f"model.{key}" not in FORMER}
+        found["model"] = {**sampling, **kept}
     return found
+
+
+def _defaults(group: str, name: str = "defaults") -> dict:
+    content = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
+    content.pop("defaults", None)
+    return content
 
 
 def _check_shape(recorded: dict, wanted: Settings) -> None:
