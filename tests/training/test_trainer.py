@@ -232,11 +232,19 @@ def test_early_stopping(tmp_path):
 def test_schedulers_and_optimisers(tmp_path, scheduler, optimizer):
     choices = [f"train/scheduler={scheduler}", f"train/optimizer={optimizer}"]
     trainer = make_trainer(tmp_path, *choices, "train.max_epochs=2")
+    step, used = trainer.train_step, []
+
+    def noted(*args):
+        used.append(trainer.state.optimizer.param_groups[0]["lr"])
+        return step(*args)
+
+    trainer.train_step = noted
     trainer.fit()
-    rates = [row["train/lr"] for row in rows(tmp_path)]
     assert trainer.state.optimizer.__class__.__name__.lower() == optimizer
+    rates = [row["train/lr"] for row in rows(tmp_path)]
+    assert rates == used[::5] == used[4::5]  # five steps an epoch
     if scheduler in ("cosine", "cyclic"):
-        assert rates[0] != trainer.state.optimizer.param_groups[0]["lr"]
+        assert rates[0] != rates[1]
 
 
 def test_a_clock_that_jumps_does_no_harm(tmp_path, monkeypatch):

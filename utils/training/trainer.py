@@ -153,8 +153,8 @@ class Trainer:
         collapse = self.validate()
         report = collapse.report()
         loss = self._validation_loss(report)
-        self._step_scheduler(loss)
         self._record(report, loss, metric_values(self.metrics, collapse))
+        self._step_scheduler(loss)
         improved = progress.end_epoch(loss)
         names = ["last"]  # written last: it speaks of the best
         if settings.keep_every and progress.epoch % settings.keep_every == 0:
