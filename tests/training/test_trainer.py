@@ -10,6 +10,7 @@ import torch
 
 from datasets.loaders import Batch
 from tests.training.trainers import make_trainer, rows, weights
+from utils.runs.background import snapshot
 from utils.runs.signals import Interrupted
 from utils.training.stopping import TrainingStopped
 
@@ -195,6 +196,27 @@ def test_an_infinite_gradient_is_skipped_where_steps_may_be(tmp_path):
     trainer.model.encoder.stem.bias.register_hook(lambda g: g.abs() * math.inf)
     trainer.fit()
     assert trainer.progress.skipped == 5
+
+
+def test_a_step_that_the_loss_scaler_leaves_out_moves_nothing(tmp_path):
+    """Neither weights and their average, nor the diffusion's running mean of each t's loss."""
+    overrides = ["train.ema_rate=0.9", "model.decoder.z_L_prior.t_sample=loss_aware"]
+    trainer = make_trainer(tmp_path, *overrides)
+    state = trainer.state
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer.model.encoder.stem.bias.register_hook(
+        lambda g: g * math.inf if trainer.progress.step == 2 else g
+    )
+    moved, scales = [], []
+    for micro_batches in trainer.batches.epoch(0):
+        before = snapshot([*weights(trainer), *state.ema.state_dict().values()])
+        trainer.train_step(micro_batches, 1.0)
+        after = [*weights(trainer), *state.ema.state_dict().values()]
+        moved.append(not all(map(torch.equal, before, after)))
+        scales.append(state.scaler.get_scale())
+    assert moved == [True, True, False, True, True] and scales == [8, 8, 4, 4, 4]
+    assert state.ema.n_averaged == trainer.progress.sums[0] == 4
+    assert trainer.progress.skipped == 0
 
 
 def test_the_average_is_what_gets_evaluated(tmp_path):

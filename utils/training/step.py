@@ -143,16 +143,17 @@ class TrainingStep:
         total = self.gradient_norm()
         norm = float(total)
         outcome = self._outcome(nonfinite_loss, norm)
+        if outcome is Outcome.NONFINITE and self.settings.on_nonfinite == "stop":
+            raise CannotContinue(explain())
+        if outcome is Outcome.ACCEPTED:
+            self.clip(total)
+            self.apply(collectives.total)
+        else:
+            self.model.after_optimizer_step(torch.zeros_like)  # nothing of this step is remembered
         if outcome in (Outcome.ACCEPTED, Outcome.RESCALED):
             progress.skipped_in_a_row = 0
-            if outcome is Outcome.ACCEPTED:
-                self.clip(total)
-            self.apply(collectives.total)
-        elif outcome is Outcome.NONFINITE and self.settings.on_nonfinite == "stop":
-            raise CannotContinue(explain())
         else:
             progress.skip()
-            self.model.after_optimizer_step(torch.zeros_like)  # nothing of this step is remembered
             self._check_skipped(outcome, norm, explain)
         collectives.average_statistics(self.model)  # which a skipped step's forward pass moves too
         self.state.scaler.update()
