@@ -1,10 +1,14 @@
 """Whole-split figures do not depend on how the images are cut into batches."""
 
+from types import SimpleNamespace
+
+import psutil
 import pytest
 import torch
 
 from datasets.loaders import EvaluationBatches
 from tests.conftest import compose, randomised, shrunk
+from utils.evaluation import bound as bounds
 from utils.evaluation.bound import estimate_nll, posterior_collapse
 from utils.settings.build import build_model
 
@@ -58,3 +62,16 @@ def test_more_samples_are_a_tighter_bound(model):
         for k in (1, 30)
     )
     assert many < one and many < bound(model, seed=0).nelbo
+
+
+def test_memory_kept_for_reuse_is_free(model, monkeypatch):
+    """The system's file cache, and the blocks that PyTorch's allocator keeps on a GPU."""
+    memory = SimpleNamespace(free=10**6, available=9 * 10**6)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    rows = bounds.rows_that_fit(model, torch.zeros(1, 1, 8, 8))
+    memory.available = memory.free
+    assert 0 <= rows - 9 * bounds.rows_that_fit(model, torch.zeros(1, 1, 8, 8)) < 9
+    on_gpu = {"mem_get_info": (1000, 80_000), "memory_reserved": 70_000, "memory_allocated": 8000}
+    for name, value in on_gpu.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert bounds._free_memory(torch.device("cuda", 0)) == 1000 + 70_000 - 8000

@@ -121,9 +121,10 @@ def rows_that_fit(model: LadderVAE, x: Tensor) -> int:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Bytes of memory that can be taken on the device."""
+    """Bytes that can be taken on the device, those included that PyTorch keeps for reuse."""
     import psutil  # not at every start
 
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return psutil.virtual_memory().available
