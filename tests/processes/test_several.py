@@ -42,6 +42,8 @@ def test_the_same_weights_and_figures_as_one(tmp_path, alone, world, passes):
     assert distance < 1e-6
     assert several["figures"] == pytest.approx(alone["figures"], rel=1e-6, abs=1e-6)
     assert torch.allclose(several["nll"], alone["nll"], rtol=1e-6)
+    torch.testing.assert_close(several["sums"], alone["sums"], rtol=1e-6, atol=0)
+    assert not several["differing"]  # so that each may go on from another's checkpoint
 
 
 @pytest.mark.slow

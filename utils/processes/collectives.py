@@ -3,7 +3,7 @@
 With one process every function is the identity.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -23,6 +23,11 @@ def total(values: Tensor) -> Tensor:
     return summed.to(values.device)
 
 
+def mean(values: Tensor) -> Tensor:
+    """The mean over all processes, on the device of `values`."""
+    return total(values) / dist.get_world_size() if dist.is_initialized() else values
+
+
 def by_image(ids: list[Tensor], rows: list[Tensor], images: int) -> Tensor:
     """Gather rows (B, …) of the images `ids` (B,) from every process, in order: (images, …)."""
     gathered = torch.zeros(images, *rows[0].shape[1:], dtype=rows[0].dtype)
@@ -33,9 +38,17 @@ def by_image(ids: list[Tensor], rows: list[Tensor], images: int) -> Tensor:
 
 def agree(*flags: bool) -> list[bool]:
     """For each flag, whether any process has set it: the same answer on all of them."""
+    return agree_and_average(flags, ())[0]
+
+
+def agree_and_average(
+    flags: Sequence[bool], values: Sequence[float]
+) -> tuple[list[bool], list[float]]:
+    """`agree` on the flags, and every value's mean over the processes, in one operation."""
     if not dist.is_initialized():
-        return list(flags)
-    return [count > 0 for count in total(torch.tensor(flags, dtype=torch.float32)).tolist()]
+        return list(flags), list(values)
+    means = mean(torch.tensor([*flags, *values], dtype=torch.float64)).tolist()
+    return [share > 0 for share in means[: len(flags)]], means[len(flags) :]
 
 
 def wrap(module: nn.Module, device: torch.device, micro_batches: int = 1) -> nn.Module:
@@ -66,7 +79,7 @@ def average_statistics(module: nn.Module) -> None:
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             for statistic in (norm.running_mean, norm.running_var):
-                statistic.copy_(total(statistic) / dist.get_world_size())
+                statistic.copy_(mean(statistic))
 
 
 def differing(module: nn.Module) -> str | None:

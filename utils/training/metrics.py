@@ -8,7 +8,7 @@ from utils.evaluation.collapse import CollapseReport
 
 @dataclass(frozen=True)
 class TrainingMeans:
-    """Means over an epoch's training steps so far, of this process's images."""
+    """Means over an epoch's training steps so far, of the images of all processes."""
 
     loss: float  # bits/dim
     reconstruction: float  # nats per image

@@ -74,13 +74,14 @@ class TrainingStep:
         progress = self.state.progress
         losses = self.gradients(micro_batches, beta).tolist()
         finite = all(map(math.isfinite, losses))
-        stop, save, bad = collectives.agree(*self.requests(progress.step + 1), not finite)
+        flags = (*self.requests(progress.step + 1), not finite)
+        (stop, save, bad), means = collectives.agree_and_average(flags, losses)
         if bad and finite and self.settings.on_nonfinite == "stop":
             raise PeerFailed
         norm = self._update(bad, partial(self._explain, micro_batches, beta, losses))
         progress.advance()
         if not bad and math.isfinite(norm):
-            progress.record_losses(losses, norm)
+            progress.record_losses(means, norm)
         return Requests(stop, save)
 
     def gradients(self, micro_batches: list[Batch], beta: float) -> Tensor:
