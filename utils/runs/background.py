@@ -51,7 +51,8 @@ class Saver:
 
     def check(self) -> None:
         """Raise SaveFailed if a write has failed since the last call."""
-        error, self._error = self._error, None
+        with self._lock:  # else a failure between the two could be lost
+            error, self._error = self._error, None
         if error is not None:
             raise error
 
@@ -67,7 +68,7 @@ class Saver:
             name, state = entry
             try:
                 self.write(name, state)
-            except Exception as error:
+            except BaseException as error:  # whatever ends this thread is to be told
                 message = f"the checkpoint {name}.pth could not be written ({_reason(error)})"
                 with self._lock:
                     self._error, self._thread = SaveFailed(message), None

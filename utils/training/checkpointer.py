@@ -75,3 +75,15 @@ class Checkpointer:
                     "repeat the command, or let it go on without by train.on_save_error=continue."
                 ) from error
             self.terminal.line(f"Note: {error}; training goes on and tries again at the next one.")
+
+    def close(self) -> None:
+        """Wait for what is being written when training has ended, by an error too.
+
+        The run's folder is this process's until then. A checkpoint that could not be written is
+        reported only, because the error that ended the training matters more.
+        """
+        try:
+            if self.saver:
+                self.saver.finish()
+        except SaveFailed as error:
+            self.terminal.line(f"Note: {error}.")

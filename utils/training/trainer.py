@@ -111,6 +111,9 @@ class Trainer:
                 f"Training stopped at step {self.progress.step + 1}: {error}; the last good "
                 f"checkpoint is {self.tracker.folder / 'checkpoints' / 'last.pth'}."
             ) from error
+        finally:
+            with self.signals.between_steps():  # a first signal doesn't interrupt the waiting
+                self.checkpointer.close()
 
     def train_epoch(self) -> None:
         """The steps of this epoch that are still to do."""
