@@ -95,6 +95,7 @@ def train(command: Command, processes: Processes) -> None:
             tracker=tracker,
             terminal=job.terminal,
             signals=signals,
+            noise_seed=settings.task.noise_seed,
             metrics=build_own(settings, "metrics"),
         )
         if saved:

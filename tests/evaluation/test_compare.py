@@ -24,7 +24,9 @@ N = 500
 IMAGES = np.random.default_rng(0).normal(90, 10, N)  # what the images have in common
 
 
-def run(name="a", seed=0, shift=0.0, noise=0.5, context=3, samples=100, digest="same") -> Run:
+def run(
+    name="a", seed=0, shift=0.0, noise=0.5, context=3, samples=100, digest="same", noise_seed=0
+) -> Run:
     """A run whose nll is the images' own, plus a shift, plus noise of its own."""
     rng = np.random.default_rng([seed, len(name), ord(name[0])])
     nll = IMAGES + shift + noise * rng.normal(size=N)
@@ -37,6 +39,7 @@ def run(name="a", seed=0, shift=0.0, noise=0.5, context=3, samples=100, digest="
     bound |= {"active": [6, 2], "active_low": [5, 2], "active_high": [6, 4]}
     record = {"name": name, "seed": seed, "checkpoint": f"{name}{seed}.pth", "dataset": "d"}
     record |= {"split": "test", "images_digest": digest, "protocol": "p", "dims": 64}
+    record |= {"conditions": None if noise_seed is None else {"noise_seed": noise_seed}}
     record |= {"context": True, "bound": bound, "likelihoods": [entry]}
     record |= {"active_by_threshold": [8] * len(THRESHOLDS)}
     record |= {"config": {"name": name, "model": {"ctx_size": context}, "train": {"seed": seed}}}
@@ -115,6 +118,8 @@ def test_bits_are_nats_scaled():
         ([run("a"), run("b", digest="other")], "evaluated on different images"),
         ([run("a"), run("a")], "is among the runs twice"),
         ([run("a"), run("b", samples=50)], "give model.is_k="),
+        ([run("a"), run("b", noise_seed=1)], r"b0.pth \(noise_seed: 1\) and a0.pth \(noise_seed: 0\)"),
+        ([run("a"), run("b", noise_seed=None)], r"\(noise of train.seed 0, by an earlier version\)"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, complaint):
@@ -144,6 +149,7 @@ def test_scores_on_disk_count_while_they_answer_the_question(tmp_path):
     write_arrays(folder / "results.npz", made.per_image)
     write_json(folder / "results.json", record.to_json())
     task = {"name": "compare", "split": "test", "num_images": None, "estimators": ["iwae"]}
+    task |= {"noise_seed": 0}
 
     def found(overrides=(), **changes):
         asked = check_task({**task, "output": None, **changes})
@@ -153,10 +159,14 @@ def test_scores_on_disk_count_while_they_answer_the_question(tmp_path):
     assert np.array_equal(found().per_image["nll_iwae"], made.per_image["nll_iwae"])
     assert found(["model.is_k=100"]) is not None
     assert found(["model.is_k=200"]) is None
-    assert found(["train.seed=1"]) is None
+    assert found(noise_seed=1) is None
     assert found(split="validation") is None
     assert found(num_images=10) is None
     assert found(estimators=["iwae", "published"]) is None
+    earlier = record.model_copy(update={"conditions": None})
+    write_json(folder / "results.json", earlier.to_json())
+    assert found() is None
+    write_json(folder / "results.json", record.to_json())
     weights.write_bytes(b"others")
     assert found() is None
     weights.unlink()  # scores alone can be compared too

@@ -20,6 +20,7 @@ FULL = {
     "split": "test",
     "images_digest": "abcd",
     "protocol": "probability of the grey levels",
+    "conditions": {"noise_seed": 0},
     "dims": 64,
     "context": False,
     "bound": {
@@ -72,11 +73,13 @@ def test_figures_under_the_trackers_keys():
 
 
 def test_files_of_earlier_versions_are_read(tmp_path):
-    added_later = ("code", "parameters", "quality", "metrics", "seconds")
+    added_later = ("code", "parameters", "conditions", "quality", "metrics", "seconds")
     content = {key: value for key, value in FULL.items() if key not in added_later}
     record = ScoreRecord.read(write_json(tmp_path / "results.json", content))
     assert record.parameters == {} and record.quality is None and record.metrics == {}
     assert record.bound.posterior_samples == 7
+    assert record.conditions is None and "train.seed 0" in record.conditions_text
+    assert "conditions" not in record.to_json()
     assert run().record.code is None
 
 

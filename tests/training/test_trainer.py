@@ -269,6 +269,18 @@ def test_schedulers_and_optimisers(tmp_path, scheduler, optimizer):
         assert rates[0] != rates[1]
 
 
+def test_validation_draws_the_same_for_every_training_seed(tmp_path):
+    first, second, other = (
+        make_trainer(tmp_path, f"train.seed={seed}", f"task.noise_seed={noise}")
+        for seed, noise in ((0, 0), (1, 0), (0, 1))
+    )
+    found = []
+    for trainer in (first, second, other):
+        trainer.model.load_state_dict(first.model.state_dict())
+        found.append(trainer.validate().nelbo)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 def test_a_clock_that_jumps_does_no_harm(tmp_path, monkeypatch):
     folders = [tmp_path / name for name in ("even", "jumping")]
     now = time.time()

@@ -11,19 +11,28 @@ from utils.evaluation.bound import NllEstimate
 from utils.evaluation.collapse import CollapseReport
 from utils.evaluation.quality import ImageQuality
 from utils.files import read_json
+from utils.settings.schema.task import EvaluationTask
 
 REMEDY = "remove it, and evaluate the checkpoint again (training does so itself, else task=test)"
+
+
+def conditions(task: EvaluationTask) -> dict[str, int | str]:
+    """What scores must have in common to be compared, beside images and numbers of samples.
+
+    noise_seed: with another one, a Bernoulli model is asked about other binarisations.
+    """
+    return {"noise_seed": task.noise_seed}
 
 
 class ScoreRecord(BaseModel, frozen=True, defer_build=True):
     """Every figure of a model on a split, and what it was evaluated on and from.
 
-    Files of earlier versions lack `code`, `parameters`, `quality` or `seconds`; files without a
-    user's metrics lack `metrics`.
+    Files of earlier versions lack `code`, `parameters`, `conditions`, `quality` or `seconds`; files
+    without a user's metrics lack `metrics`.
     """
 
     name: str
-    seed: int
+    seed: int  # train.seed
     code: str | None = None  # the commit
     parameters: dict[str, int] = {}
     checkpoint: str
@@ -32,6 +41,7 @@ class ScoreRecord(BaseModel, frozen=True, defer_build=True):
     split: str
     images_digest: str
     protocol: str  # what −log p(x) is a likelihood of
+    conditions: dict[str, int | str] | None = Field(None, exclude_if=lambda value: value is None)
     dims: int
     context: bool  # whether layer 0 is a context
     bound: CollapseReport
@@ -66,6 +76,13 @@ class ScoreRecord(BaseModel, frozen=True, defer_build=True):
             raise ConfigError(
                 f"{source} does not hold a model's scores ({where}: {first['msg']}): {REMEDY}."
             ) from error
+
+    @property
+    def conditions_text(self) -> str:
+        """The conditions as tables name them; in earlier versions the noise went by train.seed."""
+        if self.conditions is None:
+            return f"noise of train.seed {self.seed}, by an earlier version"
+        return ", ".join(f"{name}: {value}" for name, value in self.conditions.items())
 
     def to_json(self) -> dict:
         """The file's content, in the order of its keys."""

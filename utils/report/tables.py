@@ -54,7 +54,7 @@ def score_table(record: ScoreRecord) -> Table:
     no_bounds = [name for name in names if name in ESTIMATORS and not ESTIMATORS[name].is_bound]
     paths = {estimate.prior_samples for estimate in record.likelihoods} - {None}
     return Table(
-        f"{record.name}: {bound.images:,} images; {record.protocol}"
+        f"{record.name}: {bound.images:,} images; {record.protocol}; {record.conditions_text}"
         + "".join(f"; p(u) in iwae from {count} diffusion paths" for count in paths),
         [
             Column("split", "the images that were evaluated", text=True),

@@ -42,8 +42,9 @@ class Trainer:
     """Trains `model` in place.
 
     train: the settings under train. saver: None on processes that write no checkpoints.
-    draw_figures(model, epoch, step): called every train.eval_freq epochs. metrics: a user's own, of
-    each layer, recorded every epoch beside the standard ones.
+    draw_figures(model, epoch, step): called every train.eval_freq epochs. noise_seed: of what
+    validation draws. metrics: a user's own, of each layer, recorded every epoch beside the standard
+    ones.
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class Trainer:
         tracker: Tracker,
         terminal: Terminal,
         signals: Signals,
+        noise_seed: int,
         metrics: Metrics = MappingProxyType({}),
     ):
         model.recompute(train.checkpoint_activations)
         self.objective, self.batches, self.validation = objective, batches, validation
-        self.settings, self.draw_figures = train, draw_figures
+        self.settings, self.draw_figures, self.noise_seed = train, draw_figures, noise_seed
         self.metrics = {**STANDARD, **metrics}
         self.tracker, self.terminal, self.signals = tracker, terminal, signals
         self.state = TrainingState(model, optimizer, scheduler, train)
@@ -147,7 +149,7 @@ class Trainer:
                 self._save_and_leave()
 
         with self.terminal.bar("validation", len(self.validation.ids)) as bar:
-            model, seed = self.state.evaluation_model, self.settings.seed
+            model, seed = self.state.evaluation_model, self.noise_seed
             return posterior_collapse(model, self.validation, seed, POSTERIOR_SAMPLES, tick)
 
     def end_epoch(self) -> None:
