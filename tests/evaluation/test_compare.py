@@ -118,8 +118,14 @@ def test_bits_are_nats_scaled():
         ([run("a"), run("b", digest="other")], "evaluated on different images"),
         ([run("a"), run("a")], "is among the runs twice"),
         ([run("a"), run("b", samples=50)], "give model.is_k="),
-        ([run("a"), run("b", noise_seed=1)], r"b0.pth \(noise_seed: 1\) and a0.pth \(noise_seed: 0\)"),
-        ([run("a"), run("b", noise_seed=None)], r"\(noise of train.seed 0, by an earlier version\)"),
+        (
+            [run("a"), run("b", noise_seed=1)],
+            r"b0.pth \(noise_seed: 1\) and a0.pth \(noise_seed: 0\)",
+        ),
+        (
+            [run("a"), run("b", noise_seed=None)],
+            r"\(noise of train.seed 0, by an earlier version\)",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, complaint):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from datasets.loaders import Batch
+from tests.evaluation.test_collapse import collapse
 from tests.training.trainers import make_trainer, rows, weights
 from utils.runs.background import snapshot
 from utils.runs.signals import Interrupted
@@ -279,6 +280,14 @@ def test_validation_draws_the_same_for_every_training_seed(tmp_path):
         trainer.model.load_state_dict(first.model.state_dict())
         found.append(trainer.validate().nelbo)
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_an_epoch_counts_no_collapsed_unit_as_active(tmp_path):
+    trainer = make_trainer(tmp_path, "train.max_epochs=1")
+    trainer.validate = lambda: collapse(lambda x: [torch.randn(len(x), 400)], 1, 500, samples=2)
+    trainer.fit()
+    (row,) = rows(tmp_path)
+    assert row["val/active_units"] == row["collapse/active_units_0"] == 0
 
 
 def test_a_clock_that_jumps_does_no_harm(tmp_path, monkeypatch):

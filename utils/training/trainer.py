@@ -34,7 +34,8 @@ from utils.training.state import TrainingState
 from utils.training.step import Requests, TrainingStep
 from utils.training.stopping import CannotContinue, TrainingStopped
 
-# Per validation image and epoch: quick; the final score takes as many as it needs.
+# Per validation image and epoch: quick, and enough to tell which units are active beyond chance.
+# The final score takes as many as tell of every unit.
 POSTERIOR_SAMPLES = 2
 
 
@@ -158,7 +159,7 @@ class Trainer:
         collapse = self.validate()
         report = collapse.report()
         loss = self._validation_loss(report)
-        self._record(report, loss, metric_values(self.metrics, collapse))
+        self._record(collapse, report, loss)
         self._step_scheduler(loss)
         improved = progress.end_epoch(loss)
         names = ["last"]  # written last: it speaks of the best
@@ -209,7 +210,7 @@ class Trainer:
         elif scheduler:
             scheduler.step()
 
-    def _record(self, report: CollapseReport, loss: float, per_layer: dict[str, float]) -> None:
+    def _record(self, collapse: Collapse, report: CollapseReport, loss: float) -> None:
         """This epoch's line: on the terminal, in the metrics, in W&B."""
         progress = self.progress
         metrics = EpochMetrics(
@@ -221,7 +222,8 @@ class Trainer:
             training=progress.means(self.batches.batch_size),
             loss=loss,
             validation=report,
-            per_layer=per_layer,
+            active_units=collapse.surely_active_units,
+            per_layer=metric_values(self.metrics, collapse),
         )
         self.tracker.log(metrics.tracker_values(), epoch=metrics.epoch, step=metrics.step)
         seconds_left = (self.settings.max_epochs - metrics.epoch) * progress.seconds
