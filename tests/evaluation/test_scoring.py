@@ -17,6 +17,12 @@ BATCHES = EvaluationBatches(IMAGES, 16, 8)
 BERNOULLI = [*shrunk("digits_dct_ladder"), "model.likelihood=bernoulli", "task.mi_images=4"]
 
 
+@pytest.fixture(autouse=True)
+def few_passes(monkeypatch):
+    """Two posterior samples per image, where so few images would get two hundred."""
+    monkeypatch.setattr(scoring, "posterior_samples_for", lambda images: 2)
+
+
 @pytest.fixture(scope="module")
 def model():
     """A small random model, whose targets are binarised at random."""
