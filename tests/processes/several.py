@@ -1,4 +1,4 @@
-"""One process of several: five steps in float64, deferred ones, and an evaluation, written down.
+"""One process of several: steps in float64, deferred ones too, and an evaluation, written down.
 
 python tests/processes/several.py FILE PASSES PAST: into how many passes a batch is split, and
 whether the loss is computed past what averages gradients.

@@ -183,6 +183,7 @@ def test_the_digest_follows_what_determines_the_result():
     same = ["train.device=cpu", "dataset.root=/elsewhere", "runs_dir=there", "train.ddp=false"]
     same += ["wandb.setup.mode=disabled", "wandb.api_key=secret", "train.eval_freq=5"]
     same += ["dataset.data_module.test_batch_size=7", "dataset.download=false"]
+    same += ["task.noise_seed=1"]
     assert identity.run_name(compose("mnist_dct_ladder", *same)) == base
     names = {base}
     for change in ("train.seed=1", "model.num_ch=16", "train.max_epochs=5", "model.is_k=2"):
@@ -213,6 +214,8 @@ def test_overrides_on_a_trained_models_settings():
     assert found.plain == {**saved, "model": {**saved["model"], "is_k": 3}}
     earlier = {**saved, "train": {k: v for k, v in saved["train"].items() if k != "compute_fid"}}
     assert recorded_settings(earlier, []).plain == saved
+    earlier = {**saved, "task": {k: v for k, v in saved["task"].items() if k != "noise_seed"}}
+    assert recorded_settings(earlier, []).task.noise_seed == 0
     of_mnist = compose("mnist_ladder").plain
     other = recorded_settings(of_mnist, ["dataset=omniglot", "dataset.root=/here"])
     assert other.dataset.name == "omniglot" and other.dataset.root == "/here"
