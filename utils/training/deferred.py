@@ -76,14 +76,14 @@ class DeferredSteps:
         losses = step.gradients(micro_batches, beta)
         norm = step.gradient_norm()
         accepted = step.accepts(losses.isfinite().all(), norm)
-        means = collectives.mean(torch.cat([(~accepted)[None].to(losses), losses]))
+        means = collectives.mean(torch.cat([(~accepted)[None].to(losses), losses]).double())
         self.all_accepted = accepted = self.all_accepted & (means[0] == 0)
         step.clip(norm)
         optimizer.found_inf = (~accepted).float()  # 1: its kernels leave all as it was
         step.apply(lambda values: torch.where(accepted, collectives.total(values), 0.0))
         del optimizer.found_inf
         self.pending.append(
-            (micro_batches, torch.cat([accepted[None].to(losses), norm[None], means[1:]]))
+            (micro_batches, torch.cat([accepted[None].to(means), norm[None].to(means), means[1:]]))
         )
 
     def _flush_due(self) -> bool:
