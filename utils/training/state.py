@@ -4,11 +4,11 @@ from dataclasses import asdict
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model import LadderVAE
 from utils.processes import devices
 from utils.settings.schema.train import Train
+from utils.training.average import AveragedWeights
 from utils.training.progress import Progress
 
 # How an optimiser computes is this machine's choice, not the checkpoint's.
@@ -31,9 +31,7 @@ class TrainingState:
     ):
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.progress = Progress()
-        self.ema = None
-        if train.ema_rate > 0:
-            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema_rate))
+        self.ema = AveragedWeights(model, train.ema_rate) if train.ema_rate > 0 else None
         self.amp_dtype = devices.amp_dtype(model.device) if train.use_amp else None
         scaling = self.amp_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaling)

@@ -116,15 +116,17 @@ class TrainingStep:
             parameters = list(self.model.parameters())
             nn.utils.clip_grads_with_norm_(parameters, self.settings.grad_clip, norm)
 
-    def apply(self, total: Callable[[Tensor], Tensor]) -> None:
+    def apply(self, total: Callable[[Tensor], Tensor], accepted: Tensor | None = None) -> None:
         """Step the optimiser, then the model's own statistics and the averaged weights.
 
-        total: the sum of a statistic over the processes.
+        total: the sum of a statistic over the processes. accepted: where the device decides, its
+        word, (); it is in the optimiser's `found_inf` and in `total` already. The optimiser steps
+        without the loss scaler, which would read whether the gradient, unscaled before, is finite.
         """
-        self.state.scaler.step(self.state.optimizer)
+        self.state.optimizer.step()
         self.model.after_optimizer_step(total)
         if self.state.ema:
-            self.state.ema.update_parameters(self.model)
+            self.state.ema.update(self.model, accepted)
 
     def _forward(self, module: nn.Module, batch: Batch, beta: float) -> tuple[Tensor, ...]:
         """Loss (bits/dim), reconstruction (B,) and kl (B, L) of this step: the same every time."""
