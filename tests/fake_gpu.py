@@ -1,4 +1,4 @@
-"""A GPU that isn't there: tensors that say cuda:0, compute on the CPU, and count who waits for them.
+"""A GPU that isn't there: tensors that say cuda:0, compute on the CPU, and note who waits for them.
 
     with gpu() as waits:
         …  # model.to("cuda:0") and what else a GPU is asked for
@@ -44,6 +44,10 @@ class OnGPU(torch.Tensor):
         self = torch.Tensor._make_subclass(cls, like)
         self.held = held
         return self
+
+    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As of any tensor; for "cuda" without a number PyTorch would ask the driver."""
+        return super().to(*(CUDA if arg == "cuda" else arg for arg in args), **kwargs)
 
     def tolist(self) -> Any:
         """One copy to the host."""

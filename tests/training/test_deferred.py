@@ -92,7 +92,7 @@ def test_deferred_steps_that_are_not_accepted_are_done_again(tmp_path):
 
 
 def test_deferred_steps_move_the_loss_scale_as_others_do(tmp_path):
-    """An infinite gradient lowers it, whatever the losses; so many finite ones in a row raise it."""
+    """An infinite gradient lowers it, whatever the losses; some finite ones in a row raise it."""
     trainers = make_pair(tmp_path, "train.on_nonfinite=skip", "train.grad_skip_thr=1e4")
     for trainer in trainers:
         trainer.state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
