@@ -133,8 +133,9 @@ def test_a_stop_is_heard_at_the_next_reading(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_is_not_waited_for_within_a_step(tmp_path):
-    trainer = make_trainer(tmp_path, "train.log_every=100", device="cuda")
+@pytest.mark.parametrize("override", ["train.ema_rate=0.9", "train.use_amp=true"])
+def test_a_gpu_is_not_waited_for_within_a_step(tmp_path, override):
+    trainer = make_trainer(tmp_path, "train.log_every=100", override, device="cuda")
     assert trainer.deferred
     steps = list(trainer.batches.epoch(0))
     trainer.train_step(steps[0], 1.0)  # which finds algorithms
