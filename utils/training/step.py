@@ -119,9 +119,9 @@ class TrainingStep:
     def apply(self, total: Callable[[Tensor], Tensor], accepted: Tensor | None = None) -> None:
         """Step the optimiser, then the model's own statistics and the averaged weights.
 
-        total: the sum of a statistic over the processes. accepted: where the device decides, its
-        word, (); it is in the optimiser's `found_inf` and in `total` already. The optimiser steps
-        without the loss scaler, which would read whether the gradient, unscaled before, is finite.
+        total: the sum of a statistic over the processes. accepted: () bool where the device decides
+        on the step, which the optimiser's `found_inf` and `total` tell already. The loss scaler's
+        own `step` is not used: it would read whether the gradient is finite, which is known.
         """
         self.state.optimizer.step()
         self.model.after_optimizer_step(total)
