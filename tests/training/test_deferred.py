@@ -18,8 +18,8 @@ def make_pair(folder, *overrides, log_every=4):
     trainers = []
     for name in ("immediate", "deferred"):
         (folder / name).mkdir(exist_ok=True)
-        every = f"train.log_every={log_every}"
-        trainers.append(make_trainer(folder / name, every, *overrides))
+        base = [f"train.log_every={log_every}", "model.latent_scales=[2,1]"]
+        trainers.append(make_trainer(folder / name, *base, *overrides))
     trainers[1].deferred = trainers[1].defer_steps()  # as on a GPU
     return trainers
 

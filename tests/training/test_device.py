@@ -26,9 +26,10 @@ AWARE = "model.decoder.z_L_prior.t_sample=loss_aware"
 FEW = "model.latent_scales=[1,1]"  # an operation takes longer here than on a GPU
 MODES = {
     "average": ["train.ema_rate=0.9", "train.acc_grad=2", AWARE],
-    "bfloat16": ["train.use_amp=true", "train.checkpoint_activations=true"],
+    "bfloat16": ["train.use_amp=true", "model.weight_norm=true", "model.start_scale_at_x=true"],
     "float16": ["train.use_amp=true", "train.ema_rate=0.9", "model.free_bits_thr=2"],
     "skipping": ["train.grad_skip_thr=1e-6", "train.grad_clip=0", "train.ema_rate=0.9"],
+    "recomputing": ["train.checkpoint_activations=true"],
 }
 GENERATOR = torch.Generator().manual_seed(1)
 IMAGES = torch.randint(0, 17, (8, 1, 8, 8), generator=GENERATOR).byte()
@@ -110,6 +111,7 @@ def test_a_step_waits_for_nothing(tmp_path, mode):
     """The losses of many are read by one wait; a step that is done again reads them by two."""
     with gpu(bfloat16=mode != "float16") as waits:
         trainer, steps = begun(tmp_path, FEW, *MODES[mode])
+        assert trainer.state.amp_dtype is getattr(torch, mode, None)
         assert trainer.state.scaler.is_enabled() == (mode == "float16")
         waits.clear()
         trainer.train_step(next(steps), 1.0)
