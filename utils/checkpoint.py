@@ -130,7 +130,9 @@ def output_folder(source: str | Path, runs_dir: str) -> Path:
         return Path(runs_dir, str(source).replace("/", "-").replace(":", "-")).absolute()
     path = locate(source).absolute()
     run = path.parent.parent
-    return run if (run / "config.yaml").exists() else Path(runs_dir, path.stem).absolute()
+    if any((run / name).exists() for name in ("config.yaml", "run.json")):
+        return run.resolve() if run.is_symlink() else run
+    return Path(runs_dir, path.stem).absolute()
 
 
 def _load_weights(model: LadderVAE, content: dict, source: str, remedy: str) -> None:

@@ -12,7 +12,7 @@ from tests.conftest import compose
 from utils.errors import ConfigError
 from utils.evaluation.collapse import THRESHOLDS
 from utils.evaluation.compare import compare
-from utils.evaluation.compared_runs import Group, Run, cached_run, groups, sources
+from utils.evaluation.compared_runs import Group, Run, cached_run, groups, read_run, sources
 from utils.evaluation.differences import difference, measures
 from utils.evaluation.record import ScoreRecord
 from utils.files import file_digest, write_arrays, write_json
@@ -161,6 +161,21 @@ def test_scores_on_disk_count_while_they_answer_the_question(tmp_path):
     assert found() is None
     weights.unlink()  # scores alone can be compared too
     assert found().record == record
+
+
+def test_per_image_figures_of_another_evaluation_are_not_compared(tmp_path):
+    made = run("a")
+    path = write_json(tmp_path / "test_scores.json", made.record.to_json())
+    for arrays in (
+        run("b").per_image,  # as when a second evaluation was killed between its two files
+        {name: array[:10] for name, array in made.per_image.items()},
+        {"kl": made.per_image["kl"]},
+    ):
+        write_arrays(path.with_suffix(".npz"), arrays)
+        with pytest.raises(ConfigError, match=r"test_scores.npz is of other scores .*remove it"):
+            read_run(path)
+    write_arrays(path.with_suffix(".npz"), made.per_image)
+    assert read_run(path).record == made.record
 
 
 def test_the_page_has_every_figure(tmp_path):

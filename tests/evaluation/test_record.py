@@ -89,6 +89,9 @@ def test_files_of_earlier_versions_are_read(tmp_path):
         (json.dumps({"wandb_id": "x"}), "does not hold a model's scores"),
         (json.dumps({**FULL, "dims": "many"}), r"does not hold a model's scores \(dims: "),
         (json.dumps({**FULL, "bound": {"kl": []}}), r"\(bound.images: Field required\)"),
+        (json.dumps(FULL).replace("[3, 0]", "[3]"), r"\(bound.collapsed has 1 layers of 2\)"),
+        (json.dumps({**FULL, "metrics": {"own": [0.5]}}), r"\(metrics.own has 1 layers of 2\)"),
+        ("[" * 100_000, "is not a whole JSON file"),
     ],
 )
 def test_a_cut_or_foreign_file_is_named_with_the_remedy(tmp_path, text, complaint):

@@ -1,7 +1,6 @@
 """A run's folder: one process at a time, nothing lost when it starts anew."""
 
 import json
-import logging
 import subprocess
 import sys
 import warnings
@@ -12,20 +11,10 @@ import yaml
 from tests.conftest import ROOT, compose
 from utils.errors import ConfigError
 from utils.processes.launch import Processes
-from utils.runs.folder import RunFolder, locked
+from utils.runs.access import locked
+from utils.runs.folder import RunFolder
 
-
-@pytest.fixture(autouse=True)
-def own_log():
-    """Put the log's handlers back after each test."""
-    root = logging.getLogger()
-    handlers = list(root.handlers)
-    yield
-    logging.captureWarnings(False)
-    for handler in list(root.handlers):
-        if handler not in handlers:
-            handler.close()
-    root.handlers = handlers
+pytestmark = pytest.mark.usefixtures("own_log")
 
 
 def folder(tmp_path, *overrides, processes=None) -> RunFolder:
@@ -49,7 +38,7 @@ def test_a_second_process_is_told_to_wait(tmp_path):
 
 
 def test_a_killed_process_gives_its_lock_up(tmp_path):
-    program = "import sys, time; from pathlib import Path; from utils.runs.folder import locked\n"
+    program = "import sys, time; from pathlib import Path; from utils.runs.access import locked\n"
     program += "lock = locked(Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:

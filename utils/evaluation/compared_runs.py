@@ -18,7 +18,8 @@ from utils.errors import ConfigError
 from utils.evaluation.collapse import CollapseReport
 from utils.evaluation.record import REMEDY, ScoreRecord
 from utils.files import file_digest
-from utils.runs.folder import RESULTS, expand_pattern
+from utils.runs.folder import RESULTS
+from utils.runs.stored import expand_pattern
 from utils.settings.identity import determining
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema.task import CompareTask
@@ -118,7 +119,22 @@ def read_run(path: Path) -> Run:
             per_image = {name: arrays[name] for name in arrays.files}
     except (BadZipFile, ValueError, EOFError) as error:
         raise ConfigError(f"{arrays_path} is damaged ({error}): {REMEDY}.") from error
-    return Run(record, per_image)
+    run = Run(record, per_image)
+    if not _belong_together(run):  # as when an evaluation was killed between the two files
+        raise ConfigError(f"{arrays_path} is of other scores than {path}: {REMEDY}.")
+    return run
+
+
+def _belong_together(run: Run) -> bool:
+    """Whether the per-image figures are those that the record has the averages of."""
+    images, arrays = run.bound.images, run.per_image
+    shapes = {f"nll_{estimate.estimator}": (images,) for estimate in run.record.likelihoods}
+    shapes |= {"nelbo": (images,), "kl": (images, len(run.bound.kl))}
+    if any(name not in arrays or arrays[name].shape != shape for name, shape in shapes.items()):
+        return False
+    means = [arrays[f"nll_{estimate.estimator}"].mean() for estimate in run.record.likelihoods]
+    recorded = [estimate.nll for estimate in run.record.likelihoods]
+    return np.allclose(means, recorded, rtol=1e-6, equal_nan=True)
 
 
 def _answers(record: ScoreRecord, task: CompareTask, overrides: Sequence[str]) -> bool:

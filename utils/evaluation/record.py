@@ -59,13 +59,22 @@ class ScoreRecord(BaseModel, frozen=True, defer_build=True):
             ConfigError: if the content is not that of a score.
         """
         try:
-            return cls.model_validate(content)
+            record = cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ConfigError(
                 f"{source} does not hold a model's scores ({where}: {first['msg']}): {REMEDY}."
             ) from error
+        per_layer = {f"bound.{name}": figures for name, figures in record.bound}
+        per_layer |= {f"metrics.{name}": figures for name, figures in record.metrics.items()}
+        for name, figures in per_layer.items():
+            if isinstance(figures, list) and len(figures) != len(record.bound.kl):
+                raise ConfigError(
+                    f"{source} does not hold a model's scores ({name} has {len(figures)} layers of "
+                    f"{len(record.bound.kl)}): {REMEDY}."
+                )
+        return record
 
     def to_json(self) -> dict:
         """The file's content, in the order of its keys."""

@@ -31,7 +31,9 @@ def show_finished(terminal: Terminal, path: Path, metrics: Metrics) -> None:
     """Print the score of a run that was finished before, from its results.json."""
     show_score(terminal, ScoreRecord.read(path), metrics)
     terminal.line(f"Finished before, in {path.parent}; task.force=true trains it again.")
-    if not (path.parent / "report" / "report.json").exists():
+    if not (path.parent / "checkpoints" / "best.pth").exists():
+        terminal.line("Its best checkpoint is gone, so that nothing but these scores can be used.")
+    elif not (path.parent / "report" / "report.json").exists():
         terminal.line(f"It has no report: task=report checkpoint={path.parent} makes one.")
 
 

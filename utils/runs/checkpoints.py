@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from utils.files import replace, sha256, verified_write, write_json
+from utils.files import partial_path, replace, sha256, verified_write, write_json
 from utils.settings.trust import plain_data
 from utils.terminal import one_line
 
@@ -29,18 +29,26 @@ def save(path: Path, config: dict, state: dict) -> Path:
     `<stem>.previous.pth`. manifest.json beside them lists the SHA-256 of each.
     """
     content = {"format": FORMAT, "schema": SCHEMA, "config": config, **state}
-    partial = path.with_name(f"{path.name}.partial")
+    partial = partial_path(path)
     digest = verified_write(partial, lambda file: torch.save(content, file))
+    entry = {"sha256": digest, "bytes": partial.stat().st_size, **metadata(state)}
+    try:
+        _list_in_manifest(path, entry)
+        if path.exists():
+            _keep_previous(path)
+        replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _list_in_manifest(path: Path, entry: dict) -> None:
+    """List a new file of a checkpoint, before it gets its name: see `is_intact`."""
     manifest = read_manifest(path.parent)
     if path.exists() and path.stem not in manifest:  # fetched, or written by an earlier version
         manifest[path.stem] = [{"sha256": sha256(path), "bytes": path.stat().st_size}]
-    entry = {"sha256": digest, "bytes": partial.stat().st_size, **metadata(state)}
     manifest[path.stem] = [entry, *manifest.get(path.stem, [])][:MANIFEST_DEPTH]
-    write_json(path.with_name(MANIFEST), manifest)  # before the names change: see `is_intact`
-    if path.exists():
-        _keep_previous(path)
-    replace(partial, path)
-    return path
+    write_json(path.with_name(MANIFEST), manifest)
 
 
 def _keep_previous(path: Path) -> None:

@@ -3,7 +3,7 @@
 from utils.processes.collectives import main_first
 from utils.processes.launch import Processes
 from utils.runs.checkpoints import download_cache, settings_in
-from utils.runs.folder import find_run_settings
+from utils.runs.stored import find_run_settings
 from utils.settings.check import check, check_estimators
 from utils.settings.command_line import Command
 from utils.settings.recorded import recorded_settings

@@ -11,6 +11,7 @@ from utils.errors import ConfigError
 from utils.processes.collectives import main_first
 from utils.processes.job import Job
 from utils.processes.launch import Processes
+from utils.runs.access import results_folder
 from utils.settings.command_line import Command
 from utils.settings.images import evaluation_batches, splits_of
 from utils.settings.schema import Settings
@@ -53,7 +54,7 @@ class Trained:
             file, command.overrides, job.device, command.trusted, command.replaced
         )
         use_threads(settings, processes)
-        output = Path(task.output or checkpoint.output_folder(source, runs_dir))
+        output = results_folder(task.output, checkpoint.output_folder(source, runs_dir))
         return cls(model, settings, file, output, job)
 
     def batches(self) -> EvaluationBatches:
