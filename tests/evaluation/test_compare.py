@@ -17,6 +17,8 @@ from utils.evaluation.differences import difference, measures
 from utils.evaluation.record import ScoreRecord
 from utils.files import file_digest, write_arrays, write_json
 from utils.report.comparison import write_comparison
+from utils.report.drawing import vector
+from utils.report.plots import draw_comparison
 from utils.settings.check import check_task
 from utils.terminal import Terminal
 
@@ -176,6 +178,15 @@ def test_per_image_figures_of_another_evaluation_are_not_compared(tmp_path):
             read_run(path)
     write_arrays(path.with_suffix(".npz"), made.per_image)
     assert read_run(path).record == made.record
+
+
+def test_names_are_shown_as_they_are():
+    names = ["a $x_{$ b", "_hidden", "cost\\$", "b"]  # mathematics, hidden labels to matplotlib
+    curve = [0.5] * len(THRESHOLDS)
+    drawing = draw_comparison({name: [4.0] for name in names}, dict.fromkeys(names, curve))
+    text = vector(drawing)
+    for name in names:
+        assert f">{name}</text>" in text
 
 
 def test_the_page_has_every_figure(tmp_path):

@@ -40,6 +40,11 @@ class Drawing:
     text: str
 
 
+def verbatim(text: str) -> str:
+    """A text that is not ours, as a label: matplotlib would take $…$ for mathematics."""
+    return text.replace("$", r"\$")
+
+
 def save(drawing: Drawing, folder: Path) -> Path:
     """Write the drawing as a PNG file; creates the folder if it is missing."""
     picture = io.BytesIO()

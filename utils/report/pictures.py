@@ -10,7 +10,7 @@ from torch import Tensor
 from model import LadderVAE
 from model.noise import Noise, NoisePurpose
 from utils.evaluation.collapse import ACTIVE_THRESHOLD, LatentUnits
-from utils.report.drawing import STYLE, Drawing
+from utils.report.drawing import STYLE, Drawing, verbatim
 
 COLUMNS = 10
 MOST_ROWS = 9
@@ -157,7 +157,7 @@ def image_rows(name: str, title: str, rows: Sequence[tuple[str, Tensor]]) -> Dra
     with matplotlib.rc_context(STYLE):
         figure = Figure(size, layout="constrained")
         axes = figure.subplots(len(rows), 1, squeeze=False)
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(verbatim(title), fontsize=10)
         for axis, (label, images) in zip(axes[:, 0], rows, strict=True):
             colours = (0.5 * (images.float().cpu() + 1.0)).clamp(0.0, 1.0).expand(-1, 3, -1, -1)
             opaque = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)

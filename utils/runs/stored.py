@@ -81,7 +81,7 @@ def _settings_in(folder: Path) -> dict:
     path = folder / "config.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path} is missing or damaged ({one_line(error)}): repeat the run's own command, "
             "which writes it anew."

@@ -16,6 +16,7 @@ from utils.processes.peers import INTERRUPTED_MESSAGE
 from utils.runs.signals import INTERRUPTED, Interrupted
 from utils.settings.command_line import Command, quote_texts, take_secrets
 from utils.settings.composition import explain
+from utils.streams import never_fail
 from utils.training.memory import disable_malloc_trim
 from utils.training.stopping import TrainingStopped
 
@@ -83,6 +84,7 @@ def _sentence(error: Exception) -> str:
 def run_command(job: Callable[[], object]) -> int:
     """Let Hydra compose and run the jobs; the command's exit status."""
     global _running
+    never_fail()
     _running = Running(os.getpid(), os.environ.get("HYDRA_FULL_ERROR") == "1")
     take_secrets(sys.argv)
     quote_texts(sys.argv)
@@ -94,5 +96,11 @@ def run_command(job: Callable[[], object]) -> int:
         if _running.show_traceback:
             raise
         print(f"Error: {explain(error)}", file=sys.stderr)
+        return 1
+    except OSError as error:  # Hydra's, about the folder of a sweep; a job's own are told by it
+        if _running.show_traceback:
+            raise
+        message = f"Error: runs_dir cannot be written to ({error}): allow it, or set another one."
+        print(message, file=sys.stderr)
         return 1
     return 1 if _running.failed else 0

@@ -71,7 +71,7 @@ class Checkpointer:
         except SaveFailed as error:
             if not self.continue_on_error:
                 raise TrainingStopped(
-                    f"Training stopped at step {self.state.progress.step}: {error}; make room and "
+                    f"Training stopped at step {self.state.progress.step}: {error}; mend that and "
                     "repeat the command, or let it go on without by train.on_save_error=continue."
                 ) from error
             self.terminal.line(f"Note: {error}; training goes on and tries again at the next one.")
