@@ -52,6 +52,17 @@ def test_a_file_is_all_it_takes(saved):
     assert b"planted-key" not in path.read_bytes()
 
 
+def test_results_go_to_the_runs_folder_without_its_settings_too(saved, tmp_path):
+    path, _ = saved
+    run = path.parent.parent
+    (run / "config.yaml").rename(run / "run.json")  # one of the two is enough
+    assert checkpoint.output_folder(run, "runs") == run
+    (tmp_path / "latest").symlink_to(run)  # the user's own link, where the checkpoint is read
+    assert checkpoint.output_folder(tmp_path / "latest", "runs") == run
+    (run / "run.json").unlink()
+    assert checkpoint.output_folder(run, tmp_path) == tmp_path / "best"
+
+
 def test_wrong_files_get_one_sentence(saved, tmp_path):
     path, _ = saved
     cut = tmp_path / "cut.pth"
