@@ -22,8 +22,8 @@ from tests.commands import (
 )
 
 pytestmark = pytest.mark.slow
-LONG = [*PLAIN, *QUIET, "train.max_epochs=40"]
-EPOCHS = list(range(1, 41))
+LONG = [*PLAIN, *QUIET, "train.max_epochs=12"]
+EPOCHS = list(range(1, 13))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_it_has(small_disk, tmp_path, po
     process = started(tmp_path, *arguments, epochs=2)
     with open(small_disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError):
         while True:
-            filler.write(b"0" * 4096)
+            filler.write(bytes(1 << 16))
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 1 and errors.count("\n") == 1, errors
     assert re.match(told, errors) and "No space left" in errors
