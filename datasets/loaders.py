@@ -87,6 +87,8 @@ class TrainBatches:
 class EvaluationBatches:
     """Every image once over all processes, in order: process r has images r, r + world, ….
 
+    A process without any has one batch of no images, from which its sums get their shapes.
+
     Raises:
         ValueError: if there are no images.
     """
@@ -100,11 +102,11 @@ class EvaluationBatches:
                 "task.split."
             )
         self.images, self.max_value, self.batch_size = images, max_value, batch_size
-        self.ids = torch.arange(rank, len(images), world, device=images.device)
+        self.ids = torch.arange(len(images), device=images.device)[rank::world]
 
     def __len__(self) -> int:
         """Batches on this process."""
-        return -(-len(self.ids) // self.batch_size)
+        return max(1, -(-len(self.ids) // self.batch_size))
 
     def first(self, count: int) -> Tensor:
         """The first images of the whole split: (count, C, H, W) in [−1, 1]."""

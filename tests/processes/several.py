@@ -21,6 +21,7 @@ STEPS, IMAGES = 5, 101
 def main(file: str, passes: str, past: str) -> None:
     """Train and evaluate."""
     processes = launch.start("auto")
+    launch.join(processes, torch.device("cpu"))
     batch = ["dataset.data_module.batch_size=12", f"train.acc_grad={passes}", "train.ema_rate=0.9"]
     batch += ["model.decoder.z_L_prior.t_sample=loss_aware"]
     trainer = make_trainer(

@@ -10,12 +10,12 @@ from tests.commands import QUIET, SMALL, call, environment, forks, only_run
 RUN = ["experiment=digits_dct_ladder", *SMALL, *QUIET, "task.estimators=[]"]
 
 
-def run(folder, world, fault, *more):
+def run(folder, world, fault, *more, **case):
     """(statuses, seconds from the first end to the last, all that was printed to each stream)."""
     places = {"folder": str(folder), "output": str(folder), "environment": environment(folder)}
     batch = f"dataset.data_module.batch_size={33 * world}"
     arguments = [*RUN, "train.checkpoint_every=1 step", batch, *more]
-    statuses, seconds = forks().run(arguments=arguments, world=world, fault=fault, **places)
+    statuses, seconds = forks().run(arguments=arguments, world=world, fault=fault, **places, **case)
     texts = [
         "".join((folder / f"{name}{rank}.txt").read_text() for rank in range(world))
         for name in ("output", "errors")
@@ -36,6 +36,7 @@ def slow(*case):
         slow(2, 0, ["fail"], "LookupError: a bug"),
         (2, 1, ["spoil"], "Error in process 1: Training stopped at step 4: the loss is nan, first"),
         slow(2, 1, ["drift"], "step 5: the processes have different weights, first encoder.stem"),
+        slow(2, 1, ["run_out_of_memory"], "Error in process 1: CUDA out of memory. Tried to allocate"),
         slow(2, 0, ["fill_disk"], "checkpoint last.pth could not be written ([Errno 27] File too"),
     ],
 )

@@ -86,7 +86,7 @@ def estimate_nll(
     model.eval()
     all_ids, per_image, rows = [], [], None
     for batch in batches:
-        rows = rows or rows_that_fit(model, batch.x[:1])
+        rows = rows or rows_that_fit(model, batches.first(1))
         chunks = zip(batch.x.split(IMAGES_AT_ONCE), batch.ids.split(IMAGES_AT_ONCE), strict=True)
         for x, ids in chunks:
             noise = Noise.keyed(ids, seed, NoisePurpose.LIKELIHOOD)

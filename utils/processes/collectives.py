@@ -3,6 +3,7 @@
 With one process every function is the identity.
 """
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,17 +11,52 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.errors import ConfigError
 from utils.processes.launch import Processes
+from utils.processes.peers import PeerFailed
 
 
 def total(values: Tensor) -> Tensor:
     """The sum over all processes, on the device of `values`."""
     if not dist.is_initialized():
         return values
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    summed = values.to(device, copy=True)
+    summed = values.to(_communicated(values.device), copy=True)
     dist.all_reduce(summed)
     return summed.to(values.device)
+
+
+def from_main(value: object) -> object:
+    """What the main process passes, on all of them: anything that JSON can hold."""
+    if not dist.is_initialized():
+        return value
+    data = json.dumps(value).encode() if dist.get_rank() == 0 else b""
+    size = int(total(torch.tensor(len(data))))
+    buffer = torch.tensor(list(data) or [0] * size, dtype=torch.uint8)
+    dist.broadcast(buffer, 0)
+    return json.loads(bytes(buffer.tolist()))
+
+
+def check_same(facts: dict[str, object]) -> None:
+    """Check that all processes have the same facts, which JSON can hold. Collective.
+
+    Raises:
+        ConfigError: on those where one differs from the main process's: which, and how.
+        PeerFailed: on the others.
+    """
+    if not dist.is_initialized():
+        return
+    own, main = json.loads(json.dumps(facts)), from_main(facts)
+    names = [*main, *(name for name in own if name not in main)]
+    differing = next((name for name in names if own.get(name) != main.get(name)), None)
+    [anywhere] = agree(differing is not None)
+    if differing is not None:
+        here, there = (json.dumps(facts.get(differing)) for facts in (own, main))
+        raise ConfigError(
+            f"{differing} is {here} in process {dist.get_rank()} but {there} in process 0: start "
+            "all processes with the same command, code and data."
+        )
+    if anywhere:
+        raise PeerFailed
 
 
 def by_image(ids: list[Tensor], rows: list[Tensor], images: int) -> Tensor:
@@ -74,8 +110,8 @@ def differing(module: nn.Module) -> str | None:
     if not dist.is_initialized():
         return None
     state = module.state_dict()
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    sums = torch.stack([_bits(tensor) for tensor in state.values()]).to(device)
+    sums = torch.stack([_bits(tensor) for tensor in state.values()])
+    sums = sums.to(_communicated(sums.device))
     highest, lowest = sums.clone(), sums
     dist.all_reduce(highest, dist.ReduceOp.MAX)
     dist.all_reduce(lowest, dist.ReduceOp.MIN)
@@ -101,6 +137,10 @@ def no_sync(module: nn.Module, wanted: bool) -> AbstractContextManager:
 def main_first(processes: Processes, action: Callable) -> object:
     """Run `action` on the main process, then on the others (downloads into a shared folder)."""
     result = action() if processes.is_main else None
-    if dist.is_initialized():
-        dist.barrier()
+    total(torch.zeros(()))  # a barrier that keeps no GPU busy
     return result if processes.is_main else action()
+
+
+def _communicated(device: torch.device) -> torch.device:
+    """Where a tensor of this device is communicated: there, or on the CPU (see launch.backend)."""
+    return device if device.type == "cuda" else torch.device("cpu")

@@ -1,11 +1,13 @@
 """Which settings a command trains: its own, or those of the run that train.resume_id names."""
 
-from utils.processes.collectives import main_first
+from utils.processes import launch
+from utils.processes.collectives import check_same, main_first
 from utils.processes.launch import Processes
 from utils.runs.checkpoints import download_cache, settings_in
 from utils.runs.folder import find_run_settings
 from utils.settings.check import check, check_estimators
 from utils.settings.command_line import Command
+from utils.settings.identity import of_all_processes
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
 from utils.tracking.wandb_fetch import FetchedRun, fetch_run
@@ -19,7 +21,7 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
     """
     run_id = command.value("train.resume_id")
     if run_id is None:
-        return command.settings, None
+        return _shared(command.settings), None
     source, fetched = f"train.resume_id={run_id}", None
     content = find_run_settings(command.value("runs_dir"), run_id.rpartition("/")[2])
     if content is None:
@@ -35,4 +37,11 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
         wandb = {**wandb, "setup": {**wandb["setup"], **place}}
     check_estimators(settings.task, settings.estimators)
     plain = {**settings.plain, "wandb": command.wandb_over(wandb)}
-    return check(plain, to_build=False), fetched  # its model has been asked above
+    return _shared(check(plain, to_build=False)), fetched  # its model has been asked above
+
+
+def _shared(settings: Settings) -> Settings:
+    """The settings, which all processes must have; they begin to hold for these."""
+    check_same(of_all_processes(settings.plain))
+    launch.end_when_stuck(settings.train.stuck_minutes)
+    return settings

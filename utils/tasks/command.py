@@ -3,23 +3,34 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from utils.processes import launch
+from utils.processes.collectives import check_same
+from utils.processes.devices import pick_device
 from utils.processes.launch import Processes
 from utils.processes.peers import INTERRUPTED_MESSAGE
-from utils.runs.signals import INTERRUPTED, Interrupted
+from utils.runs.signals import INTERRUPTED, Interrupted, interruptible
 from utils.settings.command_line import Command, quote_texts, take_secrets
 from utils.settings.composition import explain
 from utils.training.memory import disable_malloc_trim
 from utils.training.stopping import TrainingStopped
 
-USER_ERRORS = (ValueError, TrainingStopped, OSError, OmegaConfBaseException)  # told in a sentence
+# Told in a sentence:
+USER_ERRORS = (
+    ValueError,
+    TrainingStopped,
+    OSError,
+    OmegaConfBaseException,
+    torch.OutOfMemoryError,
+)
 Task = Callable[[Command, Processes], None]
 
 
@@ -59,24 +70,45 @@ def _run_task(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
     command = Command.running(composed)
     processes = launch.start(composed.train.ddp)
     try:
-        tasks[command.composed.task.name](command, processes)
+        with _connected(command, processes):
+            tasks[command.composed.task.name](command, processes)
     except BaseException as error:
         status, told = getattr(error, "status", 1), None
-        if not isinstance(error, (Interrupted, KeyboardInterrupt)):
+        if isinstance(error, KeyboardInterrupt):
+            status = INTERRUPTED
+        elif not isinstance(error, Interrupted):
             known = isinstance(error, USER_ERRORS)
             told = _sentence(error) if known else traceback.format_exc()
-        end = launch.report_failure(status, told, error)
-        if end is None:
+        ended = launch.report_failure(status, told, error)
+        if ended is None:
             raise
-        if processes.is_main:
-            print(end.message, file=sys.stderr)
-        sys.exit(end.status)
+        sys.exit(ended)
     finally:
         launch.stop()
 
 
+@contextmanager
+def _connected(command: Command, processes: Processes) -> Iterator[None]:
+    """Several processes: one group, of the same command, of which Ctrl-C ends each."""
+    if processes.world == 1:
+        yield
+        return
+    launch.end_when_stuck(command.value("train.stuck_minutes"))
+    with interruptible(command.value("train.grace_seconds")):
+        launch.join(processes, pick_device(command.value("train.device"), processes))
+        check_same(command.shared)
+        yield
+
+
 def _sentence(error: Exception) -> str:
     """What a person can mend."""
+    if isinstance(error, torch.OutOfMemoryError):
+        what = ". ".join(str(error).split(". ")[:2]).rstrip(".")  # of torch's page about it
+        return (
+            f"{what}: to train in less, lower dataset.data_module.batch_size, raise train.acc_grad "
+            "or set train.checkpoint_activations=true; to evaluate, lower "
+            "dataset.data_module.test_batch_size."
+        )
     return str(explain(error) if isinstance(error, OmegaConfBaseException) else error)
 
 

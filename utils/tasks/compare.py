@@ -6,6 +6,7 @@ from utils import checkpoint
 from utils.evaluation.compared_runs import Run, cached_run, sources
 from utils.evaluation.scoring import score
 from utils.files import write_scores
+from utils.processes.collectives import agree, from_main
 from utils.processes.launch import Processes
 from utils.settings.command_line import Command
 from utils.tasks.trained import Trained
@@ -19,9 +20,9 @@ def compare(command: Command, processes: Processes) -> None:
     task, runs_dir = command.task, command.value("runs_dir")
     terminal = Terminal(processes.is_main)
     runs = []
-    for source in sources(command.value("runs")):
+    for source in from_main(sources(command.value("runs"))):
         run = cached_run(source, task, runs_dir, command.overrides)
-        if run is None:
+        if any(agree(run is None)):
             terminal.line(f"Scoring {source}")
             run = _scored(source, command, processes)
         runs.append(run)

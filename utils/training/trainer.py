@@ -18,7 +18,7 @@ from model.objective import Objective, bits_per_dim
 from utils.evaluation.bound import posterior_collapse
 from utils.evaluation.collapse import Collapse, CollapseReport
 from utils.evaluation.metrics import STANDARD, Metrics, metric_values
-from utils.processes import collectives
+from utils.processes import collectives, launch
 from utils.runs.background import Saver
 from utils.runs.signals import Interrupted, Signals
 from utils.settings.schema.train import Train
@@ -136,11 +136,18 @@ class Trainer:
         return DeferredSteps(self.step, self.checkpointer, len(self.batches))
 
     def validate(self) -> Collapse:
-        """Bound and active units on the validation set; a signal ends the run within it."""
+        """Bound and active units on the validation set; a signal to any process ends it early."""
+        left = len(self.validation.ids)  # of this process's share
 
         def tick(images: int) -> None:
+            nonlocal left
+            left -= images
             bar.count(images)
             if self.signals.stop_requested:
+                launch.ask_to_stop()
+            stop = self.signals.stop_requested or launch.stop_asked()
+            # Each process gets here once: when it is to stop, or has come to its end.
+            if (stop or left == 0) and any(collectives.agree(stop)):
                 self._save_and_leave()
 
         with self.terminal.bar("validation", len(self.validation.ids)) as bar:
@@ -185,8 +192,8 @@ class Trainer:
         return requests
 
     def _save_and_leave(self) -> None:
-        """End the run as asked. Within a validation the processes get here at different times."""
-        self.checkpointer.save("last", wait=True, compare_processes=False)
+        """End the run as asked, in all processes at once."""
+        self.checkpointer.save("last", wait=True)
         raise Interrupted(self.signals.status)
 
     def _validation_loss(self, report: CollapseReport) -> float:

@@ -75,6 +75,7 @@ class Train(Group):
     log_every: Annotated[Count, FREE]
     keep_every: Annotated[Count | None, FREE]
     grace_seconds: Annotated[float, Field(ge=0, le=86_400), FREE]
+    stuck_minutes: Annotated[float, Field(gt=0, le=240), FREE]
     on_save_error: Annotated[Literal["stop", "continue"], FREE]
     use_amp: bool
     checkpoint_activations: Annotated[bool, FREE]
