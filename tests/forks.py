@@ -1,9 +1,9 @@
 """Processes of the command as forks of one that has imported what it imports, which takes seconds.
 
-A case is {folder, arguments, environment, output, world, fault, script, peers, own}: so many processes
-of the command (or a script) with these arguments run in the folder, what they print goes to files in
-`output`, and `fault` names [rank or null for all, training step, what goes wrong, more] or is null.
-peers: constants of utils.processes.peers, which would take a minute. own: more arguments by rank.
+A case is {folder, arguments, environment, output, world, fault, script, peers, own}: so many
+processes of the command (or a script) with these arguments run in the folder, what they print goes
+to files in `output`, and `fault` names [rank or null for all, training step, what goes wrong, more]
+or is null. peers: constants of utils.processes.peers to change. own: more arguments by rank.
 """
 
 import ctypes
@@ -135,6 +135,20 @@ def halt(trainer, *commands: str) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def ask_in_validation(trainer, number: int) -> None:
+    """A signal to this process alone, within the next validation."""
+    kind = type(trainer.validation)
+    whole = kind.__iter__
+
+    def batches(self):
+        for index, batch in enumerate(whole(self)):
+            if index == 1:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    kind.__iter__ = batches
+
+
 def hold(trainer, seconds: int) -> None:
     """A call of C code that keeps the interpreter's lock, as some imports do."""
     ctypes.PyDLL(None).sleep(seconds)
@@ -175,8 +189,9 @@ def fill_disk(trainer) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-ALL = (kill, ask, halt, hold, run_out_of_memory, fail, spoil, drift, go_past, fill_disk)
-FAULTS = {f.__name__: f for f in ALL}
+STOPS = (kill, ask, ask_in_validation, halt, hold)
+ERRORS = (run_out_of_memory, fail, spoil, drift, go_past, fill_disk)
+FAULTS = {f.__name__: f for f in (*STOPS, *ERRORS)}
 
 
 def main() -> None:

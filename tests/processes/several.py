@@ -13,9 +13,11 @@ import torch
 from datasets.loaders import Batch, EvaluationBatches
 from tests.training.trainers import make_trainer
 from utils.evaluation.bound import estimate_nll, posterior_collapse
+from utils.evaluation.information import interventions
 from utils.processes import launch
 
 STEPS, IMAGES = 5, 101
+COUNTS = (IMAGES, 2, 1)  # evaluated; the fewest leave a process without any
 
 
 def main(file: str, passes: str, past: str) -> None:
@@ -39,12 +41,16 @@ def main(file: str, passes: str, past: str) -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 17, (IMAGES, 1, 8, 8), generator=generator).byte()
     model = trainer.model.float()
-    shard = EvaluationBatches(images, 16, 7, processes.rank, processes.world)
-    report = posterior_collapse(model, shard, 0, 2, lambda count: None).report()
-    score, nll = estimate_nll(model, shard, "iwae", 3, 2, 0, lambda count: None)
-    figures = [report.nelbo, *report.kl, report.active_units, score.nll, score.nll_se, score.ess]
+    found = {"weights": weights}
+    for count in COUNTS:
+        shard = EvaluationBatches(images[:count], 16, 7, processes.rank, processes.world)
+        report = posterior_collapse(model, shard, 0, 2, lambda count: None).report()
+        score, nll = estimate_nll(model, shard, "iwae", 3, 2, 0, lambda count: None)
+        scores = [score.nll, score.nll_se, score.ess]
+        bounds = [i.nelbo for i in interventions(model, shard, 0, lambda count: None).values()]
+        found[f"figures of {count}"] = [report.nelbo, *report.kl, report.active_units, *scores]
+        found[f"per image of {count}"] = torch.stack([nll, *bounds])
     if processes.is_main:
-        found = {"weights": weights, "figures": figures, "nll": nll}
         torch.save(found, file)
     launch.stop()
     raise SystemExit(0)

@@ -116,7 +116,7 @@ def test_who_does_not_come_is_named():
     server = rendezvous.listen("", 0, one_node=True)
     with pytest.raises(ValueError, match="Of 3 processes, 1, 2 did not connect to the main one"):
         connections.accept_peers(server, SECRET, 3, timeout=0.2)
-    with pytest.raises(ValueError, match="Process 1 could not connect to the main one at 127.0.0"):
+    with pytest.raises(ValueError, match="Process 1 could not connect to the main one"):
         join(("127.0.0.1", 9), 1, timeout=0.2)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import COMMAND, QUIET, SMALL, call, environment, metrics, only_run
+from utils.processes.peers import KILLED
 
 BIN = Path(sys.executable).parent
 MPIEXEC = [str(BIN / "mpiexec"), "-n"]
@@ -109,9 +110,12 @@ def test_a_killed_process_is_the_end_of_all(tmp_path, launcher, rank):
     process = start(tmp_path, launcher)
     (victim,) = (p for p, place in members(tmp_path).items() if place == rank)
     os.kill(victim, signal.SIGKILL)
-    _, seconds = end(process, tmp_path)
+    errors, seconds = end(process, tmp_path)
     print(f"{launcher}, process {rank} killed: all ended after {seconds:.1f} s")
     assert process.returncode != 0 and seconds < 30 and not members(tmp_path)
+    # mpiexec kills the others in a moment, with a message of its own that says less.
+    who = f"Error in process {rank}: it" if rank != "0" else "Error: the main process"
+    assert errors.count(f"{who} {KILLED}") == 1, errors
 
 
 @pytest.mark.slow

@@ -84,9 +84,11 @@ def estimate_nll(
     Returns the averages, and every image's −log p(x): (N,) nats, float64.
     """
     model.eval()
-    all_ids, per_image, rows = [], [], None
-    for batch in batches:
-        rows = rows or rows_that_fit(model, batches.first(1))
+    # The first of each is of no image: a process may have none.
+    all_ids, per_image = [torch.empty(0).long()], [torch.empty(0, 2).double()]
+    rows = None
+    for batch in (batch for batch in batches if len(batch.ids)):
+        rows = rows or rows_that_fit(model, batch.x[:1])
         chunks = zip(batch.x.split(IMAGES_AT_ONCE), batch.ids.split(IMAGES_AT_ONCE), strict=True)
         for x, ids in chunks:
             noise = Noise.keyed(ids, seed, NoisePurpose.LIKELIHOOD)

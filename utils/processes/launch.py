@@ -124,6 +124,7 @@ def leave(status: int) -> NoReturn:
     """End this process at once, whatever its main thread waits for; the others end too."""
     if _monitor is not None:
         _monitor.announce_failure(status, None)
+        _monitor.close()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -172,7 +173,8 @@ def _connected(rendezvous: Rendezvous, store: dist.Store) -> dict[int, Peer]:
     if processes.is_main:
         server = listen(host, 0, processes.one_node)
         bound, port = server.getsockname()[:2]
-        store.set(ADDRESS, json.dumps([host if bound in ("::", "0.0.0.0") else bound, port, own_name()]))
+        address = host if bound in ("::", "0.0.0.0") else bound
+        store.set(ADDRESS, json.dumps([address, port, own_name()]))
         return accept_peers(server, secret, processes.world)
     address, port, name = json.loads(store.get(ADDRESS))
     return {0: connect((address, port), name, secret, processes)}

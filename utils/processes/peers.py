@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import select
 import socket
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import BinaryIO
 
 from utils.processes.connections import Peer
 from utils.processes.ranks import Processes
+from utils.processes.witness import Witness
 
 log = logging.getLogger("ladder_vae")
 
@@ -30,6 +32,7 @@ EXIT_TIMEOUT, MAIN_EXIT_TIMEOUT = 8.0, 20.0
 MESSAGE_TIMEOUT = 15.0  # seconds to wait for the peer's message that explains a failure here
 INTERRUPTED_MESSAGE = "Interrupted: the same command goes on from the last checkpoint."
 AGAIN = "the same command goes on from its checkpoint."
+KILLED = "was killed, or its machine is gone"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class PeerMonitor:
 
     def __init__(self, processes: Processes, peers: dict[int, Peer]):
         self.rank = processes.rank
+        self._witness = _witness(processes, peers)
         self.termination: Termination | None = None  # the first premature one
         self.stop_asked = Event()  # whether any process was asked to stop, see `ask_to_stop`
         self.stuck_seconds = math.inf  # without a peer's heartbeat, after which the run ends
@@ -96,10 +100,14 @@ class PeerMonitor:
             told, self._told = self._told, True
         if not told:
             self._say(termination.message)
+        if self._witness:
+            self._witness.dismiss()
 
     def close(self) -> None:
         """This process is done: the others need not end because of it."""
         self._closed.set()
+        if self._witness:
+            self._witness.dismiss()
         if self.termination is None:
             self._send({"done": True})
         for peer in self._peers.values():
@@ -124,7 +132,7 @@ class PeerMonitor:
             pass  # reset, or no message of ours
         self._gone.add(peer)
         if not done:
-            self._end_without(peer, "it was killed, or its machine is gone")
+            self._end_without(peer, KILLED)
 
     def _beat(self) -> None:
         """Send heartbeats, and count for how long each peer has been silent.
@@ -152,7 +160,7 @@ class PeerMonitor:
         limit = f"{self.stuck_seconds / 60:g} minutes (train.stuck_minutes)"
         stuck = "it is stopped, or its machine hangs"
         if silent >= self.stuck_seconds and self.termination is None:
-            found = (peer, f"it has been silent for {limit}: {stuck}")
+            found = (peer, f"has been silent for {limit}: {stuck}")
             Thread(target=self._end_without, args=found, daemon=True).start()
         elif before < SILENCE <= silent and self._speaks:
             self._say(
@@ -164,7 +172,9 @@ class PeerMonitor:
 
     def _end_without(self, peer: int, reason: str) -> None:
         """End because of what this process has found out about a peer, which may be rank 0."""
-        termination = Termination(peer, 1, f"{reason}; {AGAIN}")
+        termination = _without(peer, reason)
+        if self.rank != 0:  # in case that it wakes up
+            self._send({"end": asdict(termination)})
         self._end(termination, tell=self._speaks)
 
     def _end(self, termination: Termination, tell: bool = False) -> None:
@@ -200,6 +210,20 @@ class PeerMonitor:
         """A line for the user, on the terminal and in the main process's log."""
         print(text, file=sys.stderr, flush=True)
         log.info(text)
+
+
+def _without(peer: int, reason: str) -> Termination:
+    """The end of the run because of what was found out about a peer."""
+    return Termination(peer, 1, f"{'it' if peer else 'the main process'} {reason}; {AGAIN}")
+
+
+def _witness(processes: Processes, peers: dict[int, Peer]) -> Witness | None:
+    """On rank 0 under mpiexec, which kills all others of a process that was killed."""
+    if processes.launcher != "mpi" or not processes.is_main or not hasattr(select, "POLLRDHUP"):
+        return None
+    found = {peer.connection.fileno(): _without(rank, KILLED) for rank, peer in peers.items()}
+    messages = {number: termination.message for number, termination in found.items()}
+    return Witness(messages, _without(0, KILLED).message)
 
 
 def _read_message(lines: BinaryIO) -> dict | None:

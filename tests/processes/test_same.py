@@ -1,0 +1,126 @@
+"""The processes of a run have the same settings, code and data, or one sentence says who hasn't."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.commands import OWN_DATA, environment, forks, only_run
+from tests.processes.test_failures import run, slow
+from utils import version
+
+ADVICE = "start all processes with the same command, code and data.\n"
+FREE = ["train.grace_seconds=5", "dataset.cache=elsewhere", "train.threads=1"]
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (["train.seed=1"], "train.seed is 1 in process 1 but 123 in process 0"),
+        slow(["task=test"], 'task.name is "test" in process 1 but "train" in process 0'),
+        slow(["model/decoder/z_L_prior=gaussian"], "model.decoder.z_L_prior"),
+        slow(["train.log_every=7"], "train.log_every is 7 in process 1 but 10 in process 0"),
+        slow(["+train.optimizer.eps=1e-9"], "train.optimizer.eps is 1e-09 in process 1 but null"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, own, told):
+    statuses, _, output, errors = run(tmp_path, 2, None, own={"1": own})
+    assert statuses == [1, 1] and output == "" and not (tmp_path / "runs").exists()
+    assert errors.startswith(f"Error in process 1: {told}") and errors.endswith(ADVICE)
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_what_a_machine_decides_may_differ(tmp_path):
+    statuses, *_, errors = run(tmp_path, 2, None, "train.max_epochs=1", own={"1": FREE})
+    assert statuses == [0, 0] and errors == ""
+
+
+@pytest.mark.slow
+def test_a_setting_that_an_interpolation_makes_another_is_refused(tmp_path):
+    own = "train.seed=${oc.decode:${oc.env:RANK}}"
+    statuses, *_, errors = run(tmp_path, 2, None, own)
+    assert statuses == [1, 1] and "train.seed is 1 in process 1 but 0 in process 0" in errors
+
+
+@pytest.mark.slow
+def test_other_images_are_refused(tmp_path):
+    """In all splits; those of the same number too."""
+    images = np.random.default_rng(0).integers(0, 255, (400, 8, 8)).astype(np.uint8)
+    parts = {"train": images[:300], "validation": images[300:350], "test": images[350:]}
+    own = {}
+    for rank, split in enumerate((None, *parts)):
+        changed = {**parts, split: parts[split][::-1]} if split else parts
+        np.savez(tmp_path / f"{rank}.npz", **changed)
+        own[str(rank)] = [f"dataset.root={tmp_path / str(rank)}.npz"]
+    more = ["dataset=image_folder", "dataset.size=8", "dataset.channels=1"]
+    statuses, *_, errors = run(tmp_path, 4, None, *more, own=own)
+    assert 0 not in statuses and errors.count("\n") == 1
+    assert " images is " in errors and errors.endswith(ADVICE)
+
+
+@pytest.mark.slow
+def test_another_checkpoint_is_refused(trained, tmp_path):
+    """Under the same name, as on machines that do not share a folder."""
+    source = only_run(trained[0])
+    for rank in "01":
+        shutil.copytree(source / "checkpoints", tmp_path / rank / "checkpoints")
+    path = tmp_path / "1" / "checkpoints" / "best.pth"
+    content = torch.load(path, weights_only=True)
+    content["model"]["encoder.stem.bias"][0] += 1
+    torch.save(content, path)
+    (path.parent / "manifest.json").unlink()
+    own = {rank: [f"checkpoint={tmp_path / rank / 'checkpoints' / 'best.pth'}"] for rank in "01"}
+    case = {"environment": environment(tmp_path), "own": own, "world": 2}
+    case |= {"folder": str(tmp_path), "output": str(tmp_path)}
+    statuses, _ = forks().run(arguments=["task=test", OWN_DATA], **case)
+    errors = "".join((tmp_path / f"errors{rank}.txt").read_text() for rank in "01")
+    assert statuses == [1, 1] and errors.startswith("Error in process 1: checkpoint is ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["test", "report", "compare"])
+def test_fewer_images_than_processes_have_the_same_scores(trained, tmp_path, task):
+    source = only_run(trained[0])
+    for images in (1, 2):
+        found = []
+        for world in (1, 4):
+            folder = tmp_path / f"{images}-{world}"
+            runs = [shutil.copytree(source, folder / name) for name in ("one", "other")]
+            more = [OWN_DATA, f"task={task}", f"task.num_images={images}", "task.output=output"]
+            more += ["task.estimators=[iwae]", "train.compute_fid=true"]
+            named = f"runs=[{runs[0]},{source}]" if task == "compare" else f"checkpoint={runs[0]}"
+            places = {"folder": str(folder), "output": str(folder)}
+            variables = environment(tmp_path)
+            statuses, _ = forks().run(
+                arguments=[*more, named], world=world, environment=variables, **places
+            )
+            assert statuses == [0] * world, (folder / "errors0.txt").read_text()
+            (score,) = [*folder.glob("output/*scores.json"), *folder.glob("one/test_scores.json")]
+            record = json.loads(score.read_text())
+            found.append([record["bound"], record["likelihoods"], record["quality"]])
+        assert flat(found[0]) == pytest.approx(flat(found[1]), rel=1e-6, abs=1e-9)
+
+
+def flat(value) -> list[float]:
+    """All numbers in nested containers."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for part in value for number in flat(part)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def test_the_digest_of_the_code_is_of_every_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(version, "ROOT", tmp_path)
+    found = {version.source_digest()}
+    for name in ("run_experiment.py", "model/a.py", "utils/b/c.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        for text in ("1", "2"):
+            (tmp_path / name).write_text(text)
+            found.add(version.source_digest())
+    assert len(found) == 7
+    (tmp_path / "notes.txt").write_text("1")
+    assert version.source_digest() in found
