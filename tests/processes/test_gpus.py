@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import ConfigError
-from utils.processes import collectives, launch, rendezvous
+from utils.processes import collectives, launch, rendezvous, watch
 from utils.processes.devices import pick_device
 from utils.processes.peers import Termination
 from utils.processes.ranks import Processes
@@ -137,13 +137,13 @@ def test_nccl_is_not_taken_down_without_the_others(monkeypatch, backend, termina
     """Its teardown may wait for them for ever."""
     done = []
     monitor = SimpleNamespace(termination=termination, close=lambda: done.append("closed"))
-    monkeypatch.setattr(launch, "_monitor", monitor)
+    watch.begin(monitor)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_backend", lambda: backend)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("destroyed"))
     monkeypatch.setattr(os, "_exit", done.append)
     launch.stop()
-    assert done == ends and launch._monitor is None
+    assert done == ends and watch.end() is None
 
 
 def test_too_little_memory_is_told_in_one_sentence_with_the_remedy():

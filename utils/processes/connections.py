@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from threading import Event, Lock, Thread
 
 from utils.processes.ranks import Processes
-from utils.processes.rendezvous import CONNECT_TIMEOUT
 
+CONNECT_TIMEOUT = 600.0  # seconds for all processes to be there: imports may be slow at first
 GREETING_TIMEOUT = 5.0  # seconds for one connection to prove itself
 MAX_GREETING = 1_000  # bytes of a line of it
 RETRY = 0.2  # seconds between attempts to connect

@@ -5,17 +5,15 @@ Without a launcher, or with one process, nothing is initialised.
 
 import json
 import os
-import re
 import socket
-import sys
-from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
 from utils.errors import ConfigError
+from utils.processes import watch
 from utils.processes.connections import Peer, accept_peers, connect, own_name
-from utils.processes.peers import PeerFailed, PeerMonitor, Termination
+from utils.processes.peers import PeerMonitor
 from utils.processes.ranks import Processes, launcher
 from utils.processes.rendezvous import (
     COLLECTIVE_TIMEOUT,
@@ -25,11 +23,7 @@ from utils.processes.rendezvous import (
     meet,
 )
 
-CONNECTION_ERRORS = re.compile(
-    "gloo|nccl|closed by peer|connection reset|broken pipe", re.IGNORECASE
-)
 ADDRESS = "address of the main process"  # the key in the store
-_monitor: PeerMonitor | None = None
 _distributed_jobs = 0  # of this command, so far: each has its own keys in the store
 
 
@@ -39,14 +33,14 @@ def start(ddp: bool | str) -> Processes:
     Raises:
         ValueError: if train.ddp asks for what the launcher did not provide.
     """
-    global _monitor, _distributed_jobs
+    global _distributed_jobs
     kind = launcher()
     rendezvous = meet(kind)
     processes = rendezvous.processes
     _check_requested(ddp, kind, processes)
     if processes.world > 1:
         _distributed_jobs += 1
-        _monitor = PeerMonitor(processes, _connected(rendezvous, _store(rendezvous)))
+        watch.begin(PeerMonitor(processes, _connected(rendezvous, _store(rendezvous))))
     return processes
 
 
@@ -82,69 +76,15 @@ def backend(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
-def end_when_stuck(minutes: float) -> None:
-    """From now on the run ends when another process has been silent for so long."""
-    if _monitor is not None:
-        _monitor.stuck_seconds = 60.0 * minutes
-
-
-def ask_to_stop() -> None:
-    """Let all processes know that this one was asked to stop, see `stop_asked`."""
-    if _monitor is not None:
-        _monitor.ask_to_stop()
-
-
-def stop_asked() -> bool:
-    """Whether any process has called `ask_to_stop`."""
-    return _monitor is not None and _monitor.stop_asked.is_set()
-
-
-def report_failure(status: int, message: str | None, error: BaseException) -> int | None:
-    """Tell the other processes that this one ends prematurely, and on the main one the user.
-
-    message: what to tell the user; None where this process was asked to stop. Returns the exit
-    status, which is that of another's end that caused it; None for a process alone.
-    """
-    if _monitor is None:
-        return None
-    termination = None
-    if isinstance(error, PeerFailed) or (
-        isinstance(error, RuntimeError) and CONNECTION_ERRORS.search(str(error))
-    ):
-        termination = _monitor.wait_for_termination()
-    termination = termination or _monitor.announce_failure(status, message)
-    if _monitor.rank == 0:
-        shared = message is not None and termination.error == message  # all processes make it
-        own = Termination(0, termination.status, termination.error)
-        _monitor.tell(own if shared else termination)
-    return termination.status
-
-
-def leave(status: int) -> NoReturn:
-    """End this process at once, whatever its main thread waits for; the others end too."""
-    if _monitor is not None:
-        _monitor.announce_failure(status, None)
-        _monitor.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
 def stop() -> None:
     """Leave the process group, if there is one."""
-    global _monitor
-    if _monitor is None:
+    termination = watch.end()
+    if not dist.is_initialized():
         return
-    termination = _monitor.termination
-    _monitor.close()
-    _monitor = None
-    if termination is None and dist.is_initialized():
+    if termination is None:  # else the others are gone, and this could wait for them for ever
         dist.destroy_process_group()
-    elif dist.is_initialized() and dist.get_backend() != "gloo":
-        # The others are gone, and NCCL could wait for them for ever where it is taken down.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(termination.status)
+    elif dist.get_backend() != "gloo":  # NCCL could wait for them where the interpreter ends
+        watch.flush_and_exit(termination.status)
 
 
 def _check_requested(ddp: bool | str, kind: str, processes: Processes) -> None:

@@ -14,9 +14,9 @@ from functools import cache
 
 import torch.distributed as dist
 
+from utils.processes.connections import CONNECT_TIMEOUT
 from utils.processes.ranks import Processes, from_srun, from_torchrun
 
-CONNECT_TIMEOUT = 600.0  # seconds for all processes to be there: imports may be slow at first
 COLLECTIVE_TIMEOUT = timedelta(hours=4)  # peers.py detects a dead or stopped process much earlier
 LOOPBACK = "127.0.0.1"
 SECRET = "LADDER_VAE_SECRET"  # may be set to the same text for all processes

@@ -1,6 +1,6 @@
 """Which settings a command trains: its own, or those of the run that train.resume_id names."""
 
-from utils.processes import launch
+from utils.processes import watch
 from utils.processes.collectives import check_same, main_first
 from utils.processes.launch import Processes
 from utils.runs.checkpoints import download_cache, settings_in
@@ -43,5 +43,5 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
 def _shared(settings: Settings) -> Settings:
     """The settings, which all processes must have; they begin to hold for these."""
     check_same(of_all_processes(settings.plain))
-    launch.end_when_stuck(settings.train.stuck_minutes)
+    watch.end_when_stuck(settings.train.stuck_minutes)
     return settings

@@ -12,7 +12,7 @@ from threading import Thread, Timer
 from types import FrameType
 from typing import Self
 
-from utils.processes import launch
+from utils.processes import watch
 
 INTERRUPTED, PREEMPTED = 130, 75
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -98,12 +98,14 @@ class Deadline:
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._previous = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        Thread(target=self._read, args=[reader], daemon=True).start()
+        self._thread = Thread(target=self._read, args=[reader], daemon=True)
+        self._thread.start()
 
     def end(self) -> None:
         """The process may go on; to be called by the main thread."""
         signal.set_wakeup_fd(self._previous)
         os.close(self._writer)
+        self._thread.join()  # it may be about to set the timer
         if self._timer is not None:
             self._timer.cancel()
 
@@ -115,10 +117,10 @@ class Deadline:
 
     def _received(self, number: int) -> None:
         if self._first is not None:
-            launch.leave(_status(self._first))
+            watch.leave(_status(self._first))
         self._first = number
         if self.grace[number] is not None:
-            self._timer = Timer(self.grace[number], launch.leave, [_status(number)])
+            self._timer = Timer(self.grace[number], watch.leave, [_status(number)])
             self._timer.daemon = True
             self._timer.start()
 

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from utils.processes import launch
+from utils.processes import launch, watch
 from utils.processes.collectives import check_same
 from utils.processes.devices import pick_device
 from utils.processes.launch import Processes
@@ -79,7 +79,7 @@ def _run_task(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
         elif not isinstance(error, Interrupted):
             known = isinstance(error, USER_ERRORS)
             told = _sentence(error) if known else traceback.format_exc()
-        ended = launch.report_failure(status, told, error)
+        ended = watch.report_failure(status, told, error)
         if ended is None:
             raise
         sys.exit(ended)
@@ -93,7 +93,7 @@ def _connected(command: Command, processes: Processes) -> Iterator[None]:
     if processes.world == 1:
         yield
         return
-    launch.end_when_stuck(command.value("train.stuck_minutes"))
+    watch.end_when_stuck(command.value("train.stuck_minutes"))
     with interruptible(command.value("train.grace_seconds")):
         launch.join(processes, pick_device(command.value("train.device"), processes))
         check_same(command.shared)

@@ -18,7 +18,7 @@ from model.objective import Objective, bits_per_dim
 from utils.evaluation.bound import posterior_collapse
 from utils.evaluation.collapse import Collapse, CollapseReport
 from utils.evaluation.metrics import STANDARD, Metrics, metric_values
-from utils.processes import collectives, launch
+from utils.processes import collectives, watch
 from utils.runs.background import Saver
 from utils.runs.signals import Interrupted, Signals
 from utils.settings.schema.train import Train
@@ -144,8 +144,8 @@ class Trainer:
             left -= images
             bar.count(images)
             if self.signals.stop_requested:
-                launch.ask_to_stop()
-            stop = self.signals.stop_requested or launch.stop_asked()
+                watch.ask_to_stop()
+            stop = self.signals.stop_requested or watch.stop_asked()
             # Each process gets here once: when it is to stop, or has come to its end.
             if (stop or left == 0) and any(collectives.agree(stop)):
                 self._save_and_leave()
