@@ -4,7 +4,6 @@ What asks for a GPU is replaced; NCCL itself is not tried.
 """
 
 import os
-from contextlib import nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -109,14 +108,12 @@ def test_the_store_waits_as_long_as_a_collective_operation():
 def test_the_device_is_chosen_and_connected_before_anything_is_communicated(gpus, monkeypatch):
     """Else the first barrier would be on GPU 0 for all: of a run to fetch, for instance."""
     gpus(2)
-    order, values = [], {"train.device": "cuda", "train.stuck_minutes": 1, "train.grace_seconds": 1}
+    order, values = [], {"train.device": "cuda", "train.stuck_minutes": 1}
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: order.append(f"GPU {index}"))
     monkeypatch.setattr(launch, "join", lambda processes, device: order.append(f"join {device}"))
     monkeypatch.setattr(command, "check_same", lambda facts: order.append("check"))
-    monkeypatch.setattr(command, "interruptible", lambda grace: nullcontext())
-    with command._connected(SimpleNamespace(value=values.get, shared={}), SECOND):
-        order.append("task")
-    assert order == ["GPU 1", "join cuda:1", "check", "task"]
+    command._connect(SimpleNamespace(value=values.get, shared={}), SECOND)
+    assert order == ["GPU 1", "join cuda:1", "check"]
 
 
 def test_tensors_of_a_gpu_are_communicated_there_and_all_others_on_the_cpu():

@@ -1,6 +1,7 @@
 """Several processes as they are really launched: mpiexec and torchrun, with their signals."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import COMMAND, QUIET, SMALL, call, environment, metrics, only_run
+from tests.conftest import ROOT
 from utils.processes.peers import KILLED
 
 BIN = Path(sys.executable).parent
@@ -101,6 +103,27 @@ def test_torchrun_and_three_by_mpiexec(tmp_path):
         found[name] = metrics(only_run(folder))
     for one, other in zip(*found.values(), strict=True):
         assert one["val/nelbo"] == pytest.approx(other["val/nelbo"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_processes_with_other_code_do_not_train_together(tmp_path):
+    """A machine whose copy of the project has a line more."""
+    other = tmp_path / "other"
+    shutil.copytree(ROOT, other, ignore=shutil.ignore_patterns(".git", "__pycache__"))
+    with open(other / "model" / "noise.py", "a") as file:
+        file.write("\n# to be tried\n")
+    command = [sys.executable, "-u", str(other / "run_experiment.py"), *RUN]
+    done = subprocess.run(
+        [*MPIEXEC, "1", *COMMAND, *RUN, ":", "-n", "1", *command],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode != 0 and not (tmp_path / "runs").exists()
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("Error in process 1: the digest of the code is ")
 
 
 @pytest.mark.slow

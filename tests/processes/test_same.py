@@ -19,8 +19,8 @@ FREE = ["train.grace_seconds=5", "dataset.cache=elsewhere", "train.threads=1"]
     ("own", "told"),
     [
         (["train.seed=1"], "train.seed is 1 in process 1 but 123 in process 0"),
-        slow(["task=test"], 'task.name is "test" in process 1 but "train" in process 0'),
-        slow(["model/decoder/z_L_prior=gaussian"], "model.decoder.z_L_prior"),
+        slow(["task.mi_images=7"], "task.mi_images is 7 in process 1 but "),
+        slow(["train/scheduler=plateau"], "train.scheduler."),
         slow(["train.log_every=7"], "train.log_every is 7 in process 1 but 10 in process 0"),
         slow(["+train.optimizer.eps=1e-9"], "train.optimizer.eps is 1e-09 in process 1 but null"),
     ],

@@ -6,6 +6,7 @@ Without a launcher, or with one process, nothing is initialised.
 import json
 import os
 import socket
+import sys
 
 import torch
 import torch.distributed as dist
@@ -84,7 +85,9 @@ def stop() -> None:
     if termination is None:  # else the others are gone, and this could wait for them for ever
         dist.destroy_process_group()
     elif dist.get_backend() != "gloo":  # NCCL could wait for them where the interpreter ends
-        watch.flush_and_exit(termination.status)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(termination.status)
 
 
 def _check_requested(ddp: bool | str, kind: str, processes: Processes) -> None:

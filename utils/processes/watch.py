@@ -2,7 +2,7 @@
 
 import os
 import re
-import sys
+from threading import Thread
 from typing import NoReturn
 
 from utils.processes.peers import PeerFailed, PeerMonitor, Termination
@@ -10,6 +10,7 @@ from utils.processes.peers import PeerFailed, PeerMonitor, Termination
 CONNECTION_ERRORS = re.compile(
     "gloo|nccl|closed by peer|connection reset|broken pipe", re.IGNORECASE
 )
+LEAVE_TIMEOUT = 1.0  # seconds
 _monitor: PeerMonitor | None = None
 
 
@@ -71,13 +72,12 @@ def report_failure(status: int, message: str | None, error: BaseException) -> in
 def leave(status: int) -> NoReturn:
     """End this process at once, whatever its main thread waits for; the others end too."""
     if _monitor is not None:
-        _monitor.announce_failure(status, None)
-        _monitor.close()
-    flush_and_exit(status)
-
-
-def flush_and_exit(status: int) -> NoReturn:
-    """Exit without whatever else is registered to be done at an exit."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+        telling = Thread(target=_tell_of_leaving, args=[_monitor, status], daemon=True)
+        telling.start()
+        telling.join(LEAVE_TIMEOUT)  # whatever else waits, also in there
     os._exit(status)
+
+
+def _tell_of_leaving(monitor: PeerMonitor, status: int) -> None:
+    monitor.announce_failure(status, None)
+    monitor.close()

@@ -21,7 +21,7 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
     """
     run_id = command.value("train.resume_id")
     if run_id is None:
-        return _shared(command.settings), None
+        return _agreed(command.settings), None
     source, fetched = f"train.resume_id={run_id}", None
     content = find_run_settings(command.value("runs_dir"), run_id.rpartition("/")[2])
     if content is None:
@@ -37,10 +37,10 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
         wandb = {**wandb, "setup": {**wandb["setup"], **place}}
     check_estimators(settings.task, settings.estimators)
     plain = {**settings.plain, "wandb": command.wandb_over(wandb)}
-    return _shared(check(plain, to_build=False)), fetched  # its model has been asked above
+    return _agreed(check(plain, to_build=False)), fetched  # its model has been asked above
 
 
-def _shared(settings: Settings) -> Settings:
+def _agreed(settings: Settings) -> Settings:
     """The settings, which all processes must have; they begin to hold for these."""
     check_same(of_all_processes(settings.plain))
     watch.end_when_stuck(settings.train.stuck_minutes)

@@ -3,8 +3,8 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from utils.processes.collectives import check_same
 from utils.processes.devices import pick_device
 from utils.processes.launch import Processes
 from utils.processes.peers import INTERRUPTED_MESSAGE
+from utils.processes.ranks import launcher
 from utils.runs.signals import INTERRUPTED, Interrupted, interruptible
 from utils.settings.command_line import Command, quote_texts, take_secrets
 from utils.settings.composition import explain
@@ -68,10 +69,17 @@ def run_job(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
 def _run_task(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
     """The task, in all processes; what ends one of them ends all."""
     command = Command.running(composed)
-    processes = launch.start(composed.train.ddp)
+    grace = command.value("train.grace_seconds")
+    with interruptible(grace) if launcher() != "none" else nullcontext():
+        _run_with_others(command, tasks[command.composed.task.name])
+
+
+def _run_with_others(command: Command, task: Task) -> None:
+    processes = launch.start(command.composed.train.ddp)
     try:
-        with _connected(command, processes):
-            tasks[command.composed.task.name](command, processes)
+        if processes.world > 1:
+            _connect(command, processes)
+        task(command, processes)
     except BaseException as error:
         status, told = getattr(error, "status", 1), None
         if isinstance(error, KeyboardInterrupt):
@@ -87,17 +95,11 @@ def _run_task(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
         launch.stop()
 
 
-@contextmanager
-def _connected(command: Command, processes: Processes) -> Iterator[None]:
-    """Several processes: one group, of the same command, of which Ctrl-C ends each."""
-    if processes.world == 1:
-        yield
-        return
+def _connect(command: Command, processes: Processes) -> None:
+    """Make several processes one group, of the same command."""
     watch.end_when_stuck(command.value("train.stuck_minutes"))
-    with interruptible(command.value("train.grace_seconds")):
-        launch.join(processes, pick_device(command.value("train.device"), processes))
-        check_same(command.shared)
-        yield
+    launch.join(processes, pick_device(command.value("train.device"), processes))
+    check_same(command.shared)
 
 
 def _sentence(error: Exception) -> str:
