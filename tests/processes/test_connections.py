@@ -33,7 +33,7 @@ def meeting():
 
 def join(address, rank, secret=SECRET, timeout=10.0):
     """Connect as a process of the run does."""
-    return connections.connect(address, "main", secret, Processes(rank, 3), timeout)
+    return connections.connect(address, [1, "main"], secret, Processes(rank, 3), timeout)
 
 
 def reset(address):
@@ -71,7 +71,7 @@ def wrong_secret(address):
         join(address, 1, b"of another run", timeout=0.2)
 
 
-FORGED = {"rank": 1, "name": "a", "challenge": "b", "proof": "é"}
+FORGED = {"rank": 1, "place": [1, "a"], "challenge": "b", "proof": "é"}
 STRANGERS = {
     "reset": reset,
     "silence": silent,
@@ -94,7 +94,8 @@ def test_a_stranger_is_dropped_and_delays_nobody(meeting, stranger):
     peers = [join(address, rank) for rank in (2, 1)]
     thread.join(10)
     assert time.monotonic() - began < 3 and sorted(found[0]) == [1, 2]
-    assert all(peer.name == connections.own_name() for peer in found[0].values())
+    places = [[peer.pid, peer.host] for peer in found[0].values()]
+    assert places == [connections.own_place()] * 2
     for peer in (*peers, *found[0].values()):
         peer.connection.close()
     if kept:
@@ -154,11 +155,11 @@ def test_on_one_node_the_store_is_on_the_loopback_interface_and_has_no_secret():
     thread = Thread(target=lambda: found.append(launch._connected(met, job)))
     thread.start()
     said = dist.PrefixStore(f"job {launch._distributed_jobs}", other).get(launch.ADDRESS).decode()
-    address, port, name = json.loads(said)
+    address, port, place = json.loads(said)
     assert listening() == {"127.0.0.1"} == {address} and SECRET.decode() not in said
-    peer = connections.connect((address, port), name, SECRET, Processes(1, 2), 5)
+    peer = connections.connect((address, port), place, SECRET, Processes(1, 2), 5)
     thread.join(5)
-    assert list(found[0]) == [1] and name == connections.own_name()
+    assert list(found[0]) == [1] and place == connections.own_place()
     peer.connection.close()
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event, Lock, Thread
 
 from utils.processes.ranks import Processes
@@ -25,15 +26,27 @@ RETRY = 0.2  # seconds between attempts to connect
 
 @dataclass(frozen=True)
 class Peer:
-    """A connected process: the socket, and what to call it (`pid 4711 on node7`)."""
+    """A connected process: the socket, and where it runs."""
 
     connection: socket.socket
-    name: str
+    pid: int
+    host: str
+
+    @property
+    def is_stopped(self) -> bool | None:
+        """Whether it is stopped by a signal; None where that can't be seen from here."""
+        if self.host != socket.gethostname():
+            return None
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:  # not Linux, or another container
+            return None
+        return stat.rpartition(")")[2].split()[0] in "Tt"
 
 
-def own_name() -> str:
-    """What other processes call this one, so that a person can find it."""
-    return f"pid {os.getpid()} on {socket.gethostname()}"
+def own_place() -> list:
+    """This process's id and machine, by which others, and people, find it."""
+    return [os.getpid(), socket.gethostname()]
 
 
 def accept_peers(
@@ -50,12 +63,12 @@ def accept_peers(
 
     def greet(connection: socket.socket) -> None:
         with _closed_on_failure(connection):
-            rank, name, reply = _challenge(connection, secret)
+            rank, place, reply = _challenge(connection, secret)
             with lock:
                 if rank in peers or not 0 < rank < world or complete.is_set():
                     raise ValueError(f"rank {rank}")
                 connection.sendall(reply)
-                peers[rank] = Peer(_with_keepalive(connection), name)
+                peers[rank] = Peer(_with_keepalive(connection), *place)
                 if len(peers) == world - 1:
                     complete.set()
 
@@ -80,12 +93,14 @@ def accept_peers(
 
 def connect(
     address: tuple[str, int],
-    name: str,
+    place: list,
     secret: bytes,
     processes: Processes,
     timeout: float = CONNECT_TIMEOUT,
 ) -> Peer:
-    """On the others: the connection to rank 0, which is at `address` and called `name`.
+    """On the others: the connection to rank 0, which listens at `address`.
+
+    place: its `own_place`.
 
     Raises:
         ValueError: if it cannot be reached, or does not take this process for one of the run.
@@ -96,7 +111,7 @@ def connect(
             connection = socket.create_connection(address, GREETING_TIMEOUT)
             with _closed_on_failure(connection, tell=True):
                 _answer(connection, secret, processes.rank, until)
-                return Peer(_with_keepalive(connection), name)
+                return Peer(_with_keepalive(connection), *place)
         except OSError as failure:  # refused, or reset: its queue was full of others
             error = failure
             time.sleep(RETRY)
@@ -107,25 +122,25 @@ def connect(
     )
 
 
-def _challenge(connection: socket.socket, secret: bytes) -> tuple[int, str, bytes]:
-    """A peer's rank and name, if it knows the secret, and what to reply."""
+def _challenge(connection: socket.socket, secret: bytes) -> tuple[int, list, bytes]:
+    """A peer's rank and place, if it knows the secret, and what to reply."""
     challenge, until = secrets.token_hex(16), time.monotonic() + GREETING_TIMEOUT
     connection.settimeout(GREETING_TIMEOUT)
     connection.sendall(f"{challenge}\n".encode())
     greeting = json.loads(_read_line(connection, until))
-    rank, name, theirs = greeting["rank"], greeting["name"], greeting["challenge"]
-    expected = _proof(secret, challenge, rank, name, theirs)
+    rank, place, theirs = greeting["rank"], greeting["place"], greeting["challenge"]
+    expected = _proof(secret, challenge, rank, place, theirs)
     if not (_same(greeting["proof"], expected) and isinstance(rank, int)):
         raise ValueError("the secret is another")
-    return rank, name, f"{_proof(secret, theirs, 'main')}\n".encode()
+    return rank, place, f"{_proof(secret, theirs, 'main')}\n".encode()
 
 
 def _answer(connection: socket.socket, secret: bytes, rank: int, until: float) -> None:
     """Prove this process to rank 0, and have it prove itself."""
     own = secrets.token_hex(16)
-    challenge, name = _read_line(connection, until), own_name()
-    proof = _proof(secret, challenge, rank, name, own)
-    greeting = {"rank": rank, "name": name, "challenge": own, "proof": proof}
+    challenge, place = _read_line(connection, until), own_place()
+    proof = _proof(secret, challenge, rank, place, own)
+    greeting = {"rank": rank, "place": place, "challenge": own, "proof": proof}
     connection.sendall(f"{json.dumps(greeting)}\n".encode())
     if not _same(_read_line(connection, until), _proof(secret, own, "main")):
         raise ConnectionError("it does not know the run's secret")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from utils.errors import ConfigError
 from utils.processes import watch
-from utils.processes.connections import Peer, accept_peers, connect, own_name
+from utils.processes.connections import Peer, accept_peers, connect, own_place
 from utils.processes.peers import PeerMonitor
 from utils.processes.ranks import Processes, launcher
 from utils.processes.rendezvous import (
@@ -117,10 +117,10 @@ def _connected(rendezvous: Rendezvous, store: dist.Store) -> dict[int, Peer]:
         server = listen(host, 0, processes.one_node)
         bound, port = server.getsockname()[:2]
         address = host if bound in ("::", "0.0.0.0") else bound
-        store.set(ADDRESS, json.dumps([address, port, own_name()]))
+        store.set(ADDRESS, json.dumps([address, port, own_place()]))
         return accept_peers(server, secret, processes.world)
-    address, port, name = json.loads(store.get(ADDRESS))
-    return {0: connect((address, port), name, secret, processes)}
+    address, port, place = json.loads(store.get(ADDRESS))
+    return {0: connect((address, port), place, secret, processes)}
 
 
 def _check_devices(store: dist.Store, processes: Processes, device: torch.device) -> None:

@@ -24,9 +24,10 @@ from utils.processes.witness import Witness
 log = logging.getLogger("ladder_vae")
 
 BEAT = 2.0  # seconds between heartbeats
-# Seconds without one until it is said. A heartbeat waits where C code holds the interpreter's lock,
-# as some imports do, hence no less.
-SILENCE = 55.0
+# Seconds without one until it is said: of a process that can be seen to be stopped; of one that
+# cannot be seen; of one that runs. That one's heartbeat may wait for C code that holds the
+# interpreter's lock, as some imports do.
+STOPPED_SILENCE, UNSEEN_SILENCE, RUNNING_SILENCE = 10.0, 55.0, 75.0
 # Seconds to exit by itself after another process has ended; rank 0 also uploads to W&B.
 EXIT_TIMEOUT, MAIN_EXIT_TIMEOUT = 8.0, 20.0
 MESSAGE_TIMEOUT = 15.0  # seconds to wait for the peer's message that explains a failure here
@@ -72,6 +73,7 @@ class PeerMonitor:
         # Of the others, the first process of each node speaks where rank 0 cannot.
         self._speaks = processes.rank <= 1 or processes.local_rank == 0
         self._heard, self._gone = set(), set()  # peers, since the last count; for good
+        self._silent: set[int] = set()  # those of which that has been said
         for peer in peers:
             Thread(target=self._listen, args=[peer], daemon=True).start()
         Thread(target=self._beat, daemon=True).start()
@@ -147,28 +149,34 @@ class PeerMonitor:
             for peer in self._peers.keys() - self._gone:
                 heard = peer in self._heard
                 self._heard.discard(peer)
-                passed = silence[peer] + min(now - before, 2 * BEAT)
-                self._judge(peer, silence[peer], 0.0 if heard else passed)
-                silence[peer] = 0.0 if heard else passed
+                passed = 0.0 if heard else silence[peer] + min(now - before, 2 * BEAT)
+                silence[peer] = passed
+                self._judge(peer, passed)
             before = now
 
-    def _judge(self, peer: int, before: float, silent: float) -> None:
+    def _judge(self, peer: int, silent: float) -> None:
         """Say that a peer is silent, that it is heard again, or end the run without it.
 
-        before, silent: for how many seconds it has been, at the last count and now.
+        silent: for how many seconds it has been.
         """
         limit = f"{self.stuck_seconds / 60:g} minutes (train.stuck_minutes)"
-        stuck = "it is stopped, or its machine hangs"
+        if silent == 0.0:
+            if peer in self._silent and self._speaks:
+                self._say(f"Process {peer} is heard again.")
+            self._silent.discard(peer)
+            return
+        patience, why = _patience(self._peers[peer])
         if silent >= self.stuck_seconds and self.termination is None:
-            found = (peer, f"has been silent for {limit}: {stuck}")
+            found = (peer, f"has been silent for {limit}: {why}")
             Thread(target=self._end_without, args=found, daemon=True).start()
-        elif before < SILENCE <= silent and self._speaks:
-            self._say(
-                f"Process {peer} ({self._peers[peer].name}) has been silent for {silent:.0f} s: "
-                f"{stuck}. Without it the run ends after {limit}."
-            )
-        elif silent == 0.0 and before >= SILENCE and self._speaks:
-            self._say(f"Process {peer} is heard again.")
+        elif silent >= patience and peer not in self._silent:
+            self._silent.add(peer)
+            if self._speaks:
+                where = f"pid {self._peers[peer].pid} on {self._peers[peer].host}"
+                self._say(
+                    f"Process {peer} ({where}) has been silent for {silent:.0f} s: {why}. Without "
+                    f"it the run ends after {limit}."
+                )
 
     def _end_without(self, peer: int, reason: str) -> None:
         """End because of what this process has found out about a peer, which may be rank 0."""
@@ -210,6 +218,14 @@ class PeerMonitor:
         """A line for the user, on the terminal and in the main process's log."""
         print(text, file=sys.stderr, flush=True)
         log.info(text)
+
+
+def _patience(peer: Peer) -> tuple[float, str]:
+    """For how many seconds a peer may be silent, and why it would be for longer."""
+    stopped = peer.is_stopped
+    if stopped is None:
+        return UNSEEN_SILENCE, "it is stopped, or its machine hangs"
+    return (STOPPED_SILENCE, "it is stopped") if stopped else (RUNNING_SILENCE, "it hangs")
 
 
 def _without(peer: int, reason: str) -> Termination:
