@@ -17,20 +17,20 @@ from utils.processes import peers
 from utils.processes.connections import Peer
 from utils.processes.ranks import Processes
 
-SOON = {"BEAT": 0.2, "STOPPED_SILENCE": 1.5, "MAIN_EXIT_TIMEOUT": 1.0, "EXIT_TIMEOUT": 1.0}
+SOON = {"BEAT": 0.2, "STOPPED_SILENCE": 0.8, "MAIN_EXIT_TIMEOUT": 1.0, "EXIT_TIMEOUT": 1.0}
 STOPPED = "it is stopped"
 
 
 @pytest.mark.parametrize(("world", "rank"), [(2, 1), slow(3, 0), slow(3, 2)])
 def test_a_stopped_process_is_named_and_the_run_ends(tmp_path, world, rank):
-    stuck = "train.stuck_minutes=0.05"
+    stuck = "train.stuck_minutes=0.03"
     statuses, _, _, errors = run(tmp_path, world, [rank, 4, "halt"], stuck, peers=SOON)
     assert set(statuses) == {1}
     # Process 0 says so too, when it goes on.
     named, ended = sorted(set(errors.splitlines()), key=lambda line: "Without it" not in line)
     assert named.startswith(f"Process {rank} (pid ") and f"{STOPPED}. Without it" in named
     prefix = f"Error in process {rank}: it" if rank else "Error: the main process"
-    silent = "has been silent for 0.05 minutes (train.stuck_minutes)"
+    silent = "has been silent for 0.03 minutes (train.stuck_minutes)"
     assert ended == f"{prefix} {silent}: {STOPPED}; {peers.AGAIN}"
     folder = only_run(tmp_path)
     assert (named in (folder / "run.log").read_text()) == (rank != 0)
@@ -49,8 +49,8 @@ def test_a_process_that_goes_on_is_welcome(tmp_path):
 @pytest.mark.parametrize(
     ("number", "times", "grace"),
     [
-        (signal.SIGTERM, 1, 1),
-        slow(signal.SIGINT, 1, 1),
+        (signal.SIGTERM, 1, 0.5),
+        slow(signal.SIGINT, 1, 0.5),
         slow(signal.SIGTERM, 2, 600),
         slow(signal.SIGINT, 2, 600),
     ],
@@ -59,7 +59,7 @@ def test_a_signal_is_honoured_while_another_process_is_stopped(tmp_path, number,
     """The main thread is in a collective operation all the while."""
     kill = f"kill -{number} {{0}}; sleep 0.2; " * times
     gone = "while kill -0 {0}; do sleep 0.05; done; date +%s.%N >gone"
-    fault = [1, 4, "halt", f"sleep 1; date +%s.%N >sent; {kill} {gone}"]
+    fault = [1, 4, "halt", f"sleep 0.5; date +%s.%N >sent; {kill} {gone}"]
     more = f"train.grace_seconds={grace}"
     statuses, *_ = run(tmp_path, 2, fault, more, peers={"EXIT_TIMEOUT": 1.0})
     sent, gone = (float((tmp_path / name).read_text()) for name in ("sent", "gone"))

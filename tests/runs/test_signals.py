@@ -53,28 +53,28 @@ with Signals(float(sys.argv[1]), sys.argv[2] == "True") as signals, signals.betw
 
 
 @pytest.mark.parametrize(
-    ("grace", "numbers", "status"),
+    ("grace", "numbers", "status", "in_c"),
     [
-        (60, [signal.SIGTERM, signal.SIGTERM], 75),
-        (60, [signal.SIGINT, signal.SIGINT], 130),
-        (60, [signal.SIGUSR1, signal.SIGTERM], 75),
-        (0.5, [signal.SIGTERM], 75),
-        (0.5, [signal.SIGUSR1], 75),
+        (60, [signal.SIGTERM, signal.SIGTERM], 75, False),
+        (60, [signal.SIGTERM, signal.SIGTERM], 75, True),
+        (60, [signal.SIGINT, signal.SIGINT], 130, True),
+        (60, [signal.SIGUSR1, signal.SIGTERM], 75, False),
+        (0.5, [signal.SIGTERM], 75, False),
+        (0.5, [signal.SIGTERM], 75, True),
+        (0.5, [signal.SIGUSR1], 75, True),
     ],
 )
-@pytest.mark.parametrize("in_c", [False, True])
 def test_asked_twice_or_when_its_time_is_over_it_ends_at_once(grace, numbers, status, in_c):
     assert ends_with(grace, False, in_c, numbers) == status
 
 
-@pytest.mark.parametrize("in_c", [False, True])
-def test_ctrl_c_has_a_time_where_a_process_may_wait_for_another(in_c):
-    assert ends_with(0.5, True, in_c, [signal.SIGINT]) == 130
+def test_ctrl_c_has_a_time_where_a_process_may_wait_for_another():
+    assert ends_with(0.3, True, True, [signal.SIGINT]) == 130
 
 
 def test_a_process_alone_takes_its_time_after_ctrl_c():
     with pytest.raises(subprocess.TimeoutExpired):
-        ends_with(0.2, False, True, [signal.SIGINT], patience=1)
+        ends_with(0.1, False, True, [signal.SIGINT], patience=0.5)
 
 
 def ends_with(grace, several, in_c, numbers, patience=10):
