@@ -58,7 +58,8 @@ def test_other_images_are_refused(tmp_path):
         (tmp_path / f"{rank}").mkdir()
         np.savez(tmp_path / f"{rank}" / "digits.npz", **changed)
         own[str(rank)] = [f"dataset.root={tmp_path / str(rank) / 'digits.npz'}"]
-    more = ["dataset=image_folder", "dataset.size=8", "dataset.channels=1"]
+    more = ["dataset=image_folder", "dataset._target_=datasets.image_folder.load"]
+    more += ["dataset.size=8", "dataset.channels=1", f"dataset.cache={tmp_path}"]
     statuses, *_, errors = run(tmp_path, 4, None, *more, own=own)
     assert 0 not in statuses and errors.count("\n") == 1
     assert " images is " in errors and errors.endswith(ADVICE)
