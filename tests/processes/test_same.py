@@ -85,27 +85,21 @@ def test_another_checkpoint_is_refused(trained, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["test", "report", "compare"])
-def test_fewer_images_than_processes_have_the_same_scores(trained, tmp_path, task):
-    source = only_run(trained[0])
-    for images in (1, 2):
-        found = []
-        for world in (1, 4):
-            folder = tmp_path / f"{images}-{world}"
-            runs = [shutil.copytree(source, folder / name) for name in ("one", "other")]
-            more = [OWN_DATA, f"task={task}", f"task.num_images={images}", "task.output=output"]
-            more += ["task.estimators=[iwae]", "train.compute_fid=true"]
-            named = f"runs=[{runs[0]},{source}]" if task == "compare" else f"checkpoint={runs[0]}"
-            places = {"folder": str(folder), "output": str(folder)}
-            variables = environment(tmp_path)
-            statuses, _ = forks().run(
-                arguments=[*more, named], world=world, environment=variables, **places
-            )
-            assert statuses == [0] * world, (folder / "errors0.txt").read_text()
-            (score,) = [*folder.glob("output/*scores.json"), *folder.glob("one/test_scores.json")]
-            record = json.loads(score.read_text())
-            found.append([record["bound"], record["likelihoods"], record["quality"]])
-        assert flat(found[0]) == pytest.approx(flat(found[1]), rel=1e-6, abs=1e-9)
+@pytest.mark.parametrize(("task", "images"), [("test", 2), ("report", 1), ("compare", 1)])
+def test_fewer_images_than_processes_have_the_same_scores(trained, tmp_path, task, images):
+    source, found = only_run(trained[0]), []
+    for world in (1, 4):
+        folder = tmp_path / str(world)
+        runs = [shutil.copytree(source, folder / name) for name in ("one", "other")]
+        named = f"runs=[{runs[0]},{source}]" if task == "compare" else f"checkpoint={runs[0]}"
+        more = [OWN_DATA, f"task={task}", f"task.num_images={images}", "task.output=output", named]
+        case = {"folder": str(folder), "output": str(folder), "environment": environment(tmp_path)}
+        statuses, _ = forks().run(arguments=[*more, "task.estimators=[iwae]"], world=world, **case)
+        assert statuses == [0] * world, (folder / "errors0.txt").read_text()
+        (score,) = [*folder.glob("output/*scores.json"), *folder.glob("one/test_scores.json")]
+        record = json.loads(score.read_text())
+        found.append(flat([record["bound"], record["likelihoods"]]))
+    assert found[0] == pytest.approx(found[1], rel=1e-6, abs=1e-9) and len(found[0]) > 50
 
 
 def flat(value) -> list[float]:

@@ -82,6 +82,7 @@ def ends_with(grace, several, in_c, numbers, patience=10):
     command = [sys.executable, "-c", BUSY, *map(str, (grace, several, in_c))]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     process.stdout.readline()
+    time.sleep(0.2 if in_c else 0.0)  # until it is in there
     began = time.monotonic()
     for number in numbers:
         process.send_signal(number)
