@@ -1,5 +1,6 @@
 """The processes of a run have the same settings, code and data, or one sentence says who hasn't."""
 
+import contextlib
 import json
 import shutil
 
@@ -65,17 +66,24 @@ def test_other_images_are_refused(tmp_path):
     assert " images is " in errors and errors.endswith(ADVICE)
 
 
+@contextlib.contextmanager
+def changed(run):
+    """The content of a run's best checkpoint, to be changed."""
+    path = run / "checkpoints" / "best.pth"
+    content = torch.load(path, weights_only=True)
+    yield content
+    torch.save(content, path)
+    (path.parent / "manifest.json").unlink()
+
+
 @pytest.mark.slow
 def test_another_checkpoint_is_refused(trained, tmp_path):
     """Under the same name, as on machines that do not share a folder."""
     source = only_run(trained[0])
     for rank in "01":
         shutil.copytree(source / "checkpoints", tmp_path / rank / "checkpoints")
-    path = tmp_path / "1" / "checkpoints" / "best.pth"
-    content = torch.load(path, weights_only=True)
-    content["model"]["encoder.stem.bias"][0] += 1
-    torch.save(content, path)
-    (path.parent / "manifest.json").unlink()
+    with changed(tmp_path / "1") as content:
+        content["model"]["encoder.stem.bias"][0] += 1
     own = {rank: [f"checkpoint={tmp_path / rank / 'checkpoints' / 'best.pth'}"] for rank in "01"}
     case = {"environment": environment(tmp_path), "own": own, "world": 2}
     case |= {"folder": str(tmp_path), "output": str(tmp_path)}
@@ -91,7 +99,9 @@ def test_fewer_images_than_processes_have_the_same_scores(trained, tmp_path, tas
     for world in (1, 4):
         folder = tmp_path / str(world)
         runs = [shutil.copytree(source, folder / name) for name in ("one", "other")]
-        named = f"runs=[{runs[0]},{source}]" if task == "compare" else f"checkpoint={runs[0]}"
+        with changed(runs[1]) as content:
+            content["config"]["train"]["seed"] = 7
+        named = f"runs=[{runs[0]},{runs[1]}]" if task == "compare" else f"checkpoint={runs[0]}"
         more = [OWN_DATA, f"task={task}", f"task.num_images={images}", "task.output=output", named]
         case = {"folder": str(folder), "output": str(folder), "environment": environment(tmp_path)}
         statuses, _ = forks().run(arguments=[*more, "task.estimators=[iwae]"], world=world, **case)
