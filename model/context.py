@@ -122,8 +122,9 @@ def dct_matrices(size: int, keep: int) -> tuple[Tensor, Tensor]:
     forward (keep, size): y_k = 2 Σ_n x_n cos(πk(2n + 1)/(2·size)), as scipy.fft.dct(norm=None);
     inverse (size, keep): x from y where all higher frequencies are zero.
     """
-    k = torch.arange(keep, dtype=torch.float64)[:, None]
-    n = torch.arange(size, dtype=torch.float64)
+    on_cpu = {"dtype": torch.float64, "device": "cpu"}  # arange on "meta" takes seconds to import
+    k = torch.arange(keep, **on_cpu)[:, None]
+    n = torch.arange(size, **on_cpu)
     forward = 2.0 * torch.cos(math.pi * k * (2.0 * n + 1.0) / (2.0 * size))
     inverse = forward.T / (2.0 * size)
     inverse[:, 0] *= 0.5

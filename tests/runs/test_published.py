@@ -226,7 +226,7 @@ def test_averaged_weights_are_preferred(references):
     averaged = {f"module.{k}": v + 1 for k, v in weights.items()}
     content["ema_model_state_dict"] = averaged | {"n_averaged": torch.tensor(3)}
     model, _ = load_model(references / "mnist_plain.pth", CHECKPOINTS["mnist_plain"])
-    found = published.convert(content, model)
+    found = published.convert(content, model, "checkpoint=mnist_plain.pth")
     assert torch.equal(found["encoder.stem.bias"], weights["encoder.pre_process.0.bias"] + 1)
 
 
