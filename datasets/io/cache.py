@@ -162,9 +162,10 @@ def _write_images(
 
     contents, sha256 = _Contents(), hashlib.sha256()
     total = sum(map(len, items.values()))
+    shown = "".join(filter(str.isprintable, images.source))  # a path may hold anything
     with (
         warnings.catch_warnings(),
-        tqdm(desc=images.source, total=total, unit=" images", disable=None) as bar,
+        tqdm(desc=shown, total=total, unit=" images", disable=None) as bar,
         reader_pool(images) as pool,
     ):
         # Pillow warns of metadata, and of sizes, which the decoder checks. Filters hold for all

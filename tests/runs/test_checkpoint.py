@@ -52,6 +52,17 @@ def test_a_file_is_all_it_takes(saved):
     assert b"planted-key" not in path.read_bytes()
 
 
+def test_a_name_that_is_not_utf_8_is_one(saved):
+    path, model = saved
+    odd = path.with_name("a\udcff\x1b[2Jb.pth")
+    shutil.copy(path, odd)
+    loaded, _ = load_model(odd)
+    assert all(
+        torch.equal(value, model.state_dict()[name] + 1)
+        for name, value in loaded.state_dict().items()
+    )
+
+
 def test_wrong_files_get_one_sentence(saved, tmp_path):
     path, _ = saved
     cut = tmp_path / "cut.pth"

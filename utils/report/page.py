@@ -32,4 +32,4 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = template.render(title=title, lead=lead, sections=sections, vector=vector)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return atomic_write(path, lambda file: file.write(text.encode()))
+    return atomic_write(path, lambda file: file.write(text.encode(errors="backslashreplace")))

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from utils.files import replace, sha256, verified_write, write_json
-from utils.runs.tensors import check_separate, load_tensors, tensors_in
+from utils.runs.tensors import check_finite, check_separate, load_tensors, tensors_in
 from utils.settings.kinds import is_number_of_threads, is_path_component
 from utils.settings.trust import plain_data
 from utils.terminal import one_line
@@ -130,6 +130,7 @@ def _check_resumable(content: dict, source: str) -> None:
         if value is not None and not (type(value) is kind and accepts(value)):
             raise ValueError(f"{source} is damaged (its {name} is {value!r:.60}): get a good copy.")
     check_separate(tensors_in(content), source)
+    check_finite(tensors_in({name: content.get(name) for name in ("model", "ema")}), source)
 
 
 def metadata(state: dict) -> dict:

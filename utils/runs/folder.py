@@ -29,6 +29,7 @@ from utils.runs.background import Saver
 from utils.settings.identity import run_name, without_secrets
 from utils.settings.schema import Settings
 from utils.settings.trust import plain_data
+from utils.terminal import LogFormatter
 from utils.tracking.sinks import METRICS
 from utils.tracking.tracker import Tracker
 from utils.tracking.wandb_fetch import FetchedRun
@@ -215,7 +216,7 @@ def _settings_in(folder: Path) -> dict:
 def log_to_file(path: Path) -> None:
     """Write the log, warnings included, to this file only."""
     handler = RotatingFileHandler(path, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

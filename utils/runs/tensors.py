@@ -37,27 +37,28 @@ def load_tensors(path: Path) -> object:
         Exception: of any kind where it is damaged; ValueError where it would take more memory than
             its size.
     """
-    size = path.stat().st_size
     with open(path, "rb") as file:
-        zipped = file.read(len(ZIPPED)) == ZIPPED
+        # PyTorch cannot open a name that is not UTF-8.
+        name = str(path) if str(path).isprintable() else f"/dev/fd/{file.fileno()}"
+        size, zipped = path.stat().st_size, file.read(len(ZIPPED)) == ZIPPED
         file.seek(0)
-        calls = _calls_of_archive(path, size) if zipped else _calls(file, LEGACY_PICKLES)
-    if unknown := calls - CALLED:
-        raise pickle.UnpicklingError(f"it calls {sorted(unknown)[0]}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's, about files that are not its own
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        calls = _calls_of_archive(name, size) if zipped else _calls(file, LEGACY_PICKLES)
+        if unknown := calls - CALLED:
+            raise pickle.UnpicklingError(f"it calls {sorted(unknown)[0]}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's, about files that are not its own
+            content = torch.load(name, map_location="cpu", weights_only=True, mmap=zipped)
     storages = [tensor.untyped_storage() for _, tensor in tensors_in(content)]
     if sum({s.data_ptr(): s.nbytes() for s in storages}.values()) > size:
         raise ValueError("it states tensors that it does not hold")
     return content
 
 
-def _calls_of_archive(path: Path, size: int) -> set[str]:
+def _calls_of_archive(name: str, size: int) -> set[str]:
     """The calls of an archive's pickle, which is not read before the archive's sizes are."""
-    with ZipFile(path) as archive:
+    with ZipFile(name) as archive:
         compressed = any(entry.compress_type != ZIP_STORED for entry in archive.infolist())
-    reader = torch._C.PyTorchFileReader(str(path))  # as torch.load reads it
+    reader = torch._C.PyTorchFileReader(name)  # as torch.load reads it
     if compressed or sum(map(reader.get_record_size, reader.get_all_records())) > size:
         raise ValueError("it is compressed, or unpacks to more than its size")
     return _calls(reader.get_record("data.pkl"), 1)
@@ -139,6 +140,20 @@ def _is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def check_finite(named: Iterable[tuple[str, Tensor]], source: str) -> None:
+    """Refuse weights that a model cannot be used with.
+
+    Raises:
+        ValueError: naming the first tensor with such.
+    """
+    for name, tensor in named:
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"{source} holds weights that are NaN or infinite (in {name}): name a checkpoint "
+                "from before that."
+            )
+
+
 def check_weights(
     weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, remedy: str
 ) -> None:
@@ -159,12 +174,7 @@ def check_weights(
             found, expected = (str(t.dtype).removeprefix("torch.") for t in (tensor, wanted[name]))
             raise ValueError(f"{source} has {name} in {found}, not {expected}: get a good copy.")
     check_separate(weights.items(), source)
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise ValueError(
-                f"{source} holds weights that are NaN or infinite (in {name}): name a checkpoint "
-                "from before that."
-            )
+    check_finite(weights.items(), source)
 
 
 def _difference(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:

@@ -1,5 +1,6 @@
 """One command: Hydra composes, a task runs, and mistakes are told in one sentence."""
 
+import logging
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ from utils.processes.peers import INTERRUPTED_MESSAGE
 from utils.runs.signals import INTERRUPTED, Interrupted
 from utils.settings.command_line import Command, quote_texts, take_secrets
 from utils.settings.composition import explain
+from utils.terminal import LogFormatter, printable
 from utils.training.memory import disable_malloc_trim
 from utils.training.stopping import TrainingStopped
 
@@ -64,7 +66,7 @@ def _run_task(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
         status, told = getattr(error, "status", 1), None
         if not isinstance(error, (Interrupted, KeyboardInterrupt)):
             known = isinstance(error, USER_ERRORS)
-            told = _sentence(error) if known else traceback.format_exc()
+            told = _sentence(error) if known else printable(traceback.format_exc(), kept="\n")
         end = launch.report_failure(status, told, error)
         if end is None:
             raise
@@ -77,7 +79,7 @@ def _run_task(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
 
 def _sentence(error: Exception) -> str:
     """What a person can mend."""
-    return str(explain(error) if isinstance(error, OmegaConfBaseException) else error)
+    return printable(str(explain(error) if isinstance(error, OmegaConfBaseException) else error))
 
 
 def run_command(job: Callable[[], object]) -> int:
@@ -87,12 +89,13 @@ def run_command(job: Callable[[], object]) -> int:
     take_secrets(sys.argv)
     quote_texts(sys.argv)
     disable_malloc_trim()
+    logging.lastResort.setFormatter(LogFormatter())  # what no run's log takes goes to the terminal
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors of its own making and exits
     try:
         job()
     except (HydraException, OmegaConfBaseException) as error:
         if _running.show_traceback:
             raise
-        print(f"Error: {explain(error)}", file=sys.stderr)
+        print(f"Error: {printable(str(explain(error)))}", file=sys.stderr)
         return 1
     return 1 if _running.failed else 0
