@@ -85,7 +85,7 @@ def test_nothing_steers_the_terminal_or_the_log(log_file, monkeypatch):
 
 
 def test_messages_of_the_command_are_printable(tmp_path):
-    cases = [["task=test", f"checkpoint='{text}.pth'"] for text in NASTY[:-2] if "\n" not in text]
+    cases = [["task=test", f"checkpoint='{text}.pth'"] for text in NASTY[:-1] if "\n" not in text]
     cases += [[f"experiment='{text}'"] for text in NASTY[:2]]
     cases += [["experiment=digits_ladder", f"+{text}=1"] for text in NASTY[:2]]
     for case, (status, output, errors) in zip(cases, call_each(tmp_path, cases), strict=True):

@@ -17,7 +17,7 @@ from utils.errors import ConfigError
 from utils.runs import published
 from utils.runs.checkpoints import download_cache, is_own, read
 from utils.runs.tensors import check_weights, named_tensors
-from utils.settings.build import build_model
+from utils.settings.build import build_model, build_without_numbers
 from utils.settings.composition import compose, composed_settings
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
@@ -82,19 +82,10 @@ def load(
             f"{source} is neither one of this project's nor a published one: name another."
         )
     remedy = "leave out the overrides of model.…"
-    weights = _weights_for(_without_numbers(settings), content, source, remedy)
+    weights = _weights_for(build_without_numbers(settings), content, source, remedy)
     model = build_model(settings)
     model.load_state_dict(weights)
     return model.to_device(device).eval(), settings
-
-
-def _without_numbers(settings: Settings) -> LadderVAE:
-    """The model as names, shapes and types, which take no memory however large they are."""
-    try:
-        with torch.device("meta"):
-            return build_model(settings)
-    except ConfigError:  # a part of one's own may need numbers; any other refuses again
-        return build_model(settings)
 
 
 def trained_model(settings: Settings, path: Path, device: str | torch.device) -> LadderVAE:

@@ -29,7 +29,7 @@ from utils.runs.background import Saver
 from utils.settings.identity import run_name, without_secrets
 from utils.settings.schema import Settings
 from utils.settings.trust import plain_data
-from utils.terminal import LogFormatter
+from utils.terminal import LogFormatter, one_line
 from utils.tracking.sinks import METRICS
 from utils.tracking.tracker import Tracker
 from utils.tracking.wandb_fetch import FetchedRun
@@ -210,7 +210,11 @@ def find_run_settings(runs_dir: str, wandb_id: str) -> dict | None:
 def _settings_in(folder: Path) -> dict:
     """The settings in config.yaml of a run's folder."""
     path = folder / "config.yaml"
-    return plain_data(yaml.safe_load(path.read_text()), str(path))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({one_line(error)}): get a good copy.") from error
+    return plain_data(content, str(path))
 
 
 def log_to_file(path: Path) -> None:

@@ -14,6 +14,7 @@ from model.layers import ResidualBlock
 from model.priors import NetworkPrior
 from model.unet import SelfAttention, TimeBlock
 from utils.runs.tensors import named_tensors
+from utils.terminal import printable
 
 UNUSED = re.compile(
     r"decoder\.s_L$"  # the constant zero initial state
@@ -65,7 +66,9 @@ def convert(checkpoint: dict, model: nn.Module, source: str) -> dict[str, Tensor
         used.add(theirs)
     unknown = [name for name in weights if name not in used and not UNUSED.match(name)]
     if unknown:
-        raise ValueError(_mismatch(f"has {unknown[0]:.100}, which the model has no place for"))
+        raise ValueError(
+            _mismatch(f"has {printable(unknown[0]):.100}, which the model has no place for")
+        )
     return converted
 
 

@@ -1,11 +1,16 @@
 """Which settings a command trains: its own, or those of the run that train.resume_id names."""
 
+from pathlib import Path
+
 from utils.processes.collectives import main_first
 from utils.processes.launch import Processes
-from utils.runs.checkpoints import download_cache, settings_in
+from utils.runs.checkpoints import download_cache, newest, settings_in
 from utils.runs.folder import find_run_settings
+from utils.runs.tensors import check_shapes, named_tensors
+from utils.settings.build import build_without_numbers
 from utils.settings.check import check, check_estimators
 from utils.settings.command_line import Command
+from utils.settings.identity import run_name
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
 from utils.tracking.wandb_fetch import FetchedRun, fetch_run
@@ -29,6 +34,7 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
     settings = recorded_settings(
         content, command.overrides, source, command.trusted, command.replaced
     )
+    _check_sizes(settings, fetched and fetched.last, source)
     wandb = settings.plain["wandb"]
     if fetched:
         place = {"entity": fetched.entity, "project": fetched.project}
@@ -36,3 +42,16 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
     check_estimators(settings.task, settings.estimators)
     plain = {**settings.plain, "wandb": command.wandb_over(wandb)}
     return check(plain, to_build=False), fetched  # its model has been asked above
+
+
+def _check_sizes(settings: Settings, last: Path | None, source: str) -> None:
+    """Its last checkpoint holds the model that its settings describe, before that is built.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    last = last or Path(settings.runs_dir, run_name(settings), "checkpoints", "last.pth")
+    content, _ = newest(last)
+    if content:
+        weights, wanted = named_tensors(content, "model", source), build_without_numbers(settings)
+        check_shapes(weights, wanted.state_dict(), source, "train under another name=…")

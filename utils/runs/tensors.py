@@ -16,6 +16,8 @@ from zipfile import ZIP_STORED, ZipFile
 import torch
 from torch import Tensor
 
+from utils.terminal import printable
+
 ZIPPED = b"PK\x03\x04"
 LEGACY_PICKLES = 5  # that a file written before torch 1.6 begins with
 STORAGES = ("Float", "Double", "Half", "BFloat16", "ComplexFloat", "ComplexDouble", "Bool")
@@ -86,7 +88,7 @@ def tensors_in(content: object) -> list[tuple[str, Tensor]]:
 
 def _below(name: str, key: object) -> str:
     """A dotted name's end: however deep a file nests, it stays short."""
-    shown = key if isinstance(key, (str, int)) else type(key).__name__
+    shown = printable(f"{key:.100}") if isinstance(key, str) else type(key).__name__
     return f"{name}.{shown}".lstrip(".")[-200:]
 
 
@@ -163,18 +165,28 @@ def check_weights(
         ValueError: one sentence, if names, shapes or types differ (it says the remedy), or values
             are not finite.
     """
-    difference = _difference(weights, wanted)
-    if difference:
-        raise ValueError(
-            f"{source} holds another architecture than its settings describe ({difference}): "
-            f"{remedy}."
-        )
+    check_shapes(weights, wanted, source, remedy)
     for name, tensor in weights.items():
         if tensor.dtype != wanted[name].dtype:
             found, expected = (str(t.dtype).removeprefix("torch.") for t in (tensor, wanted[name]))
             raise ValueError(f"{source} has {name} in {found}, not {expected}: get a good copy.")
     check_separate(weights.items(), source)
     check_finite(weights.items(), source)
+
+
+def check_shapes(
+    weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, remedy: str
+) -> None:
+    """Whether names and shapes are those.
+
+    Raises:
+        ValueError: one sentence with the first that is not, and the remedy.
+    """
+    if difference := _difference(weights, wanted):
+        raise ValueError(
+            f"{source} holds another architecture than its settings describe ({difference}): "
+            f"{remedy}."
+        )
 
 
 def _difference(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
@@ -186,4 +198,4 @@ def _difference(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
         if found != expected:
             return f"its {name} has the shape {found}, not {expected}"
     more = next((name for name in weights if name not in wanted), None)
-    return more and f"it has {more:.100} too"
+    return more and f"it has {_below('', more)} too"

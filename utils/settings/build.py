@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import torch
 from torch.optim import Adam, Optimizer
 
 from model.context import CONTEXTS, Context
 from model.ladder_vae import LadderVAE
 from model.objective import BetaNelbo, Objective
+from utils.errors import ConfigError
 from utils.settings.parts import build
 from utils.settings.schema import Settings
 from utils.settings.schema.types import Part
@@ -34,6 +36,18 @@ def build_model(settings: Settings) -> LadderVAE:
         levels=dataset.levels,
         **parts,
     )
+
+
+def build_without_numbers(settings: Settings) -> LadderVAE:
+    """The model as names, shapes and types, which take no memory however large they are.
+
+    For settings out of a file, before what they describe is allocated.
+    """
+    try:
+        with torch.device("meta"):
+            return build_model(settings)
+    except ConfigError:  # a part of one's own may need numbers; any other refuses again
+        return build_model(settings)
 
 
 def build_context(settings: Settings) -> Context | None:
