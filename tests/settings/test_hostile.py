@@ -34,7 +34,7 @@ from utils.settings.composition import compose as composed
 from utils.tasks.trained import Trained
 
 SMALL = [*shrunk("digits_dct_ladder"), "model.latent_scales=[1]", "model.latent_width=[1]"]
-SMALL += ["model.num_ch=2", "train.max_epochs=1"]
+SMALL += ["model.num_ch=2", "train.max_epochs=1", "dataset.data_module.batch_size=1300"]
 SMALL += ["wandb.setup.mode=disabled"]
 
 
@@ -42,12 +42,10 @@ class Reader:
     """A run's folder of which everything may be hostile, and all that reads it."""
 
     def __init__(self, folder: Path):
-        self.runs, self.folder = folder / "runs", folder / "runs" / "hostile"
-        (self.folder / "checkpoints").mkdir(parents=True)
-        self.best, self.last = (self.folder / "checkpoints" / f"{n}.pth" for n in ("best", "last"))
-        self.config = self.folder / "config.yaml"
-        (self.folder / "run.json").write_text(json.dumps({"wandb_id": "hostile"}))
         self.settings = compose("digits_dct_ladder", *SMALL)
+        self.runs = folder / "runs"
+        self.folder = self.runs / identity.run_name(self.settings)
+        self.best, self.last = (self.folder / "checkpoints" / f"{n}.pth" for n in ("best", "last"))
         model = build_model(self.settings)
         state = {"model": model.state_dict(), "ema": None, "progress": {}}
         fixed = {"format": checkpoints.FORMAT, "schema": checkpoints.SCHEMA}
@@ -66,10 +64,14 @@ class Reader:
         return Command(config, self.commands[task].overrides)
 
     def put(self, content: bytes, settings: bytes | None = None) -> None:
-        """Into both checkpoints; config.yaml as well, else the good one."""
+        """Into both checkpoints; config.yaml as well, else the good one. Nothing else stays."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "checkpoints").mkdir(parents=True)
+        (self.folder / "run.json").write_text(json.dumps({"wandb_id": "hostile"}))
         for path in (self.best, self.last):
             path.write_bytes(content)
-        self.config.write_bytes(settings or yaml.safe_dump(self.settings.plain).encode())
+        config = settings or yaml.safe_dump(self.settings.plain).encode()
+        (self.folder / "config.yaml").write_bytes(config)
 
     def load_model(self) -> None:
         load_model(self.folder)
