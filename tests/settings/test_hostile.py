@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
 
 from tests.conftest import ROOT, compose, shrunk
 from tests.settings import hostile
@@ -27,10 +26,11 @@ from utils.processes.launch import Processes
 from utils.runs import checkpoints
 from utils.runs.resume import settings_to_train
 from utils.settings import identity
-from utils.settings.build import build_model
+from utils.settings.build import build_model, build_without_numbers
 from utils.settings.check import check
 from utils.settings.command_line import Command
 from utils.settings.composition import compose as composed
+from utils.settings.composition import experiments
 from utils.tasks.trained import Trained
 
 SMALL = [*shrunk("digits_dct_ladder"), "model.latent_scales=[1]", "model.latent_width=[1]"]
@@ -51,17 +51,10 @@ class Reader:
         fixed = {"format": checkpoints.FORMAT, "schema": checkpoints.SCHEMA}
         self.good = {**fixed, "config": self.settings.plain, **state}
         self.model, self.commands = model, {}
-        for task in ("test", "compare", "train"):
-            arguments = [f"task={task}", f"runs_dir={self.runs}"]
+        for task in ("task=test", "task=compare", "train.resume_id=hostile"):
+            arguments = [task, f"runs_dir={self.runs}"]
             self.commands[task] = Command(composed(arguments), tuple(arguments))
         self.bytes = hostile.saved(self.good)
-
-    def command(self, task: str, **values: object) -> Command:
-        """One with more settings, which are not named here."""
-        config = copy.deepcopy(self.commands[task].composed)
-        for key, value in values.items():
-            OmegaConf.update(config, key, value)
-        return Command(config, self.commands[task].overrides)
 
     def put(self, content: bytes, settings: bytes | None = None) -> None:
         """Into both checkpoints; config.yaml as well, else the good one. Nothing else stays."""
@@ -77,16 +70,15 @@ class Reader:
         load_model(self.folder)
 
     def test(self) -> None:
-        Trained.load(str(self.folder), self.command("test"), Processes())
+        Trained.load(str(self.folder), self.commands["task=test"], Processes())
 
     def compare(self) -> None:
-        command, source = self.command("compare"), str(self.folder)
+        command, source = self.commands["task=compare"], str(self.folder)
         cached_run(source, command.task, str(self.runs), command.overrides)
         Trained.load(source, command, Processes())
 
     def resume(self) -> None:
-        resume = {"train.resume_id": "hostile"}
-        settings_to_train(self.command("train", **resume), Processes())
+        settings_to_train(self.commands["train.resume_id=hostile"], Processes())
         checkpoints.newest(self.last)
 
     def init_from(self) -> None:
@@ -202,6 +194,14 @@ def test_a_config_that_is_none_is_refused(reader, canaries, case):
     assert all(read(reader, canaries, case, ("resume",)))
 
 
+@pytest.mark.parametrize("experiment", experiments())
+def test_a_model_without_numbers_has_its_sizes(experiment):
+    settings = compose(experiment, *shrunk(experiment))
+    found = [build(settings).state_dict() for build in (build_model, build_without_numbers)]
+    described = [{k: (v.shape, v.dtype) for k, v in one.items()} for one in found]
+    assert described[0] == described[1] and all(v.is_meta for v in found[1].values())
+
+
 @contextmanager
 def address_space(more: int):
     """This process may take so many bytes more; what asks for them fails."""
@@ -245,18 +245,23 @@ def test_sizes_are_compared_before_memory_is_taken(reader, canaries, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_case_by_every_reader(reader, canaries):
-    """Settings by all that read them; tensors and files by all."""
-    refused = {
-        kind: read_settings(reader, canaries, kind, READERS[:-1])
-        for kind in ("code", "interpolated", "endless", "wrong_types")
-    }
-    refused["files"] = read_files(reader, canaries, READERS)
-    print(refused)
-    assert sum(refused.values()) > 500
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("kind", "least"), [("code", 130), ("interpolated", 85), ("endless", 40), ("wrong_types", 200)]
+)
+def test_every_setting_by_every_reader(reader, canaries, kind, least):
+    refused = read_settings(reader, canaries, kind, READERS[:-1])
+    print(kind, refused, "refused")
+    assert refused >= least
 
 
 @pytest.mark.slow
+def test_every_file_by_every_reader(reader, canaries):
+    assert read_files(reader, canaries, READERS) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_by_the_command(tmp_path):
     """Each case by one task in turn, as a user types it: status 1, one sentence, no trace."""
     script = [sys.executable, "-m", "tests.settings.hostile_commands", str(tmp_path)]

@@ -1,9 +1,11 @@
 """From checked settings to the objects that they describe: model, objective, optimiser."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim import Adam, Optimizer
+from torch.overrides import TorchFunctionMode
 
 from model.context import CONTEXTS, Context
 from model.ladder_vae import LadderVAE
@@ -38,13 +40,28 @@ def build_model(settings: Settings) -> LadderVAE:
     )
 
 
+class WeightNormShapes(TorchFunctionMode):
+    """Weight norm on the meta device, where PyTorch's own takes seconds to import and to run."""
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """The shapes alone of its two functions; anything else as it is."""
+        if function is torch.norm_except_dim and args[1:] == (2, 0):
+            weight = args[0]
+            return weight.new_empty((len(weight), *[1] * (weight.dim() - 1)))
+        if function is torch._weight_norm:
+            return torch.empty_like(args[0])
+        return function(*args, **(kwargs or {}))
+
+
 def build_without_numbers(settings: Settings) -> LadderVAE:
     """The model as names, shapes and types, which take no memory however large they are.
 
     For settings out of a file, before what they describe is allocated.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), WeightNormShapes():
             return build_model(settings)
     except ConfigError:  # a part of one's own may need numbers; any other refuses again
         return build_model(settings)
