@@ -247,8 +247,13 @@ def test_files_without_a_record_are_taken_up(tmp_path):
     checkpoints.save(path, {}, step_state(2))
     path.write_bytes(b"")
     assert checkpoints.newest(path)[0]["progress"]["step"] == 1
-    (tmp_path / "manifest.json").write_text("{")
-    assert checkpoints.newest(path)[0]["progress"]["step"] == 1
+    lists = ('"text"', "3", "null", "[3]", "[{}]", '["text"]', '[{"sha256": 3}]', "[null]")
+    texts = [f'{{"last": {listed}}}' for listed in lists]
+    for text in ("{", "[]", "3", "null", "\udcff", 100_000 * "[", *texts):
+        (tmp_path / "manifest.json").write_text(text, errors="surrogateescape")
+        assert checkpoints.newest(path)[0]["progress"]["step"] == 1, text
+    checkpoints.save(path, {}, step_state(3))
+    assert checkpoints.newest(path)[0]["progress"]["step"] == 3
 
 
 def test_what_comes_back_another_is_not_kept(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def _with_later_defaults(recorded: dict) -> dict:
     for group in ("train", "wandb"):
         defaults = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / "defaults.yaml"))
         defaults.pop("defaults", None)
-        own = recorded.get(group)
+        own = recorded.get(group, {})
         found[group] = {**defaults, **own} if isinstance(own, dict) else own
     if isinstance(found["wandb"], dict):
         found["wandb"]["api_key"] = None  # a file has none of ours
