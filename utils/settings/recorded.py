@@ -7,6 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import ConfigError
 from utils.settings.check import check
@@ -14,6 +15,7 @@ from utils.settings.composition import compose, explain, resolve
 from utils.settings.identity import ELSEWHERE
 from utils.settings.schema import Settings
 from utils.settings.trust import CONFIGS, check_targets, plain_data
+from utils.terminal import one_line
 
 OWN_CLASSES = ("estimators", "metrics", "trackers")  # every command names its own
 OF_THE_TASK = (*ELSEWHERE, "checkpoint", "run", "runs", "runs_dir", "hydra")  # not of the model
@@ -73,7 +75,13 @@ def _apply(override: Override, merged: DictConfig, recorded: dict) -> None:
                 "settings: leave it out."
             )
     elif "." in key and "/" not in key:
-        OmegaConf.update(merged, key, value, force_add=True)
+        try:
+            OmegaConf.update(merged, key, value, force_add=True)
+        except (ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:
+            raise ConfigError(
+                f"{key}={value} has no place in the checkpoint's settings ({one_line(error)}): get "
+                "a good copy, or leave it out."
+            ) from error
     else:
         raise ConfigError(f"{override.input_line} would make it another model: leave it out.")
 
