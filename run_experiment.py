@@ -24,7 +24,7 @@ from datasets.fingerprint import fingerprint
 from utils import checkpoint
 from utils.evaluation.quality import prepare
 from utils.evaluation.scoring import parameter_counts
-from utils.processes.collectives import main_first
+from utils.processes.collectives import check_same, main_first
 from utils.processes.job import Job
 from utils.processes.launch import Processes
 from utils.report.final import conclude
@@ -75,11 +75,12 @@ def train(command: Command, processes: Processes) -> None:
     held_out = evaluation_batches(settings, splits, "test", job)
     trackers = build_own(settings, "trackers").values()
     with (
-        Signals(settings.train.grace_seconds) as signals,
+        Signals(settings.train.grace_seconds, processes.world > 1) as signals,
         folder.opened(finished, fetched),
         open_tracker(settings.wandb, folder, model, job.terminal, trackers) as tracker,
     ):
         saved, trouble = main_first(processes, lambda: newest(folder.last))
+        check_same({"the progress of last.pth": saved.get("progress")})
         threads = use_threads(settings, processes, saved.get("threads"))
         draw_figures = partial(draw, folder, tracker, validation.first(PICTURED))
         trainer = Trainer(
@@ -95,6 +96,7 @@ def train(command: Command, processes: Processes) -> None:
             tracker=tracker,
             terminal=job.terminal,
             signals=signals,
+            noise_seed=settings.task.noise_seed,
             metrics=build_own(settings, "metrics"),
         )
         if saved:

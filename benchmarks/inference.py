@@ -15,11 +15,11 @@ def rows(overrides: list[str], device: torch.device) -> list[Row]:
     subject = Subject.create(overrides, device, 1)
     model, settings = subject.model.eval(), subject.settings
     batches = subject.evaluation_batches(min(IMAGES, len(subject.images)))
-    paths = settings.model.is_k_prior
+    sampling = (SAMPLES, settings.model.is_k_paths, settings.model.is_k_per_context)
     table = []
     for estimator, goal in GOALS.items():
         duration = seconds(
-            lambda e=estimator: estimate_nll(model, batches, e, SAMPLES, paths, 0, lambda n: None)
+            lambda e=estimator: estimate_nll(model, batches, e, *sampling, 0, lambda n: None)
         )
         rate = len(batches.images) * SAMPLES / duration
         note = f"{settings.name}, K = {SAMPLES}"

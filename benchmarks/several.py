@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", default=["experiment=mnist_dct_ladder"])
     processes = launch.start("auto")
     device = devices.pick_device("auto", processes)
+    launch.join(processes, device)
     overrides = [*parser.parse_args().overrides, "train.grad_skip_thr=0"]
     subject = Subject.create(overrides, device, STEPS, processes)
     name, threads = subject.settings.name, torch.get_num_threads()

@@ -60,6 +60,7 @@ def make_trainer(
         tracker=Tracker(folder, [LocalSink(folder / "metrics.jsonl")]),
         terminal=Terminal(shown=False),
         signals=Signals(0),
+        noise_seed=0,
     )
 
 

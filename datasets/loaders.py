@@ -4,12 +4,13 @@ What a step trains on is a function of (seed, epoch, batch), so an interrupted e
 anywhere; evaluation shards hold every image exactly once, for any number of processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from datasets.io.on_disk import ImagesOnDisk
 from datasets.splits import Images
 
 
@@ -25,6 +26,20 @@ def normalise(images: Tensor, max_value: int) -> Tensor:
     """uint8 levels 0 … max_value -> float32 in [−1, 1], channels last."""
     x = images.float().mul_(2.0 / max_value).sub_(1.0)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def gathered(images: Images, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each of the indices (B,), on the CPU: images (B, …) and indices on the images' device.
+
+    All indices go there at once: a copy for each batch would make the host wait.
+    """
+    if not indices:
+        return
+    ids = torch.cat(list(indices)).to(images.device).split([len(part) for part in indices])
+    if isinstance(images, ImagesOnDisk):
+        yield from zip(images.read_ahead(indices), ids, strict=True)
+    else:
+        yield from ((images[part], part) for part in ids)
 
 
 class TrainBatches:
@@ -71,13 +86,12 @@ class TrainBatches:
         """For each step from `start` on: this process's share, as `micro_batches` batches."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.images), generator=generator)
-        order = order.to(self.images.device)
         flipped = torch.rand(len(self.images), generator=generator).to(self.images.device) < 0.5
         share = self.batch_size // self.world
-        for step in range(start, len(self)):
-            first = step * self.batch_size + self.rank * share
-            ids = order[first : first + share]
-            x = normalise(self.images[ids], self.max_value)
+        firsts = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
+        shares = [order[self.rank * share :][first : first + share] for first in firsts]
+        for images, ids in gathered(self.images, shares):
+            x = normalise(images, self.max_value)
             if self.flip:
                 x = torch.where(flipped[ids].view(-1, 1, 1, 1), x.flip(3), x)
             pieces = zip(x.chunk(self.micro_batches), ids.chunk(self.micro_batches), strict=True)
@@ -86,6 +100,8 @@ class TrainBatches:
 
 class EvaluationBatches:
     """Every image once over all processes, in order: process r has images r, r + world, ….
+
+    A process without any has one batch of no images, from which its sums get their shapes.
 
     Raises:
         ValueError: if there are no images.
@@ -100,11 +116,11 @@ class EvaluationBatches:
                 "task.split."
             )
         self.images, self.max_value, self.batch_size = images, max_value, batch_size
-        self.ids = torch.arange(rank, len(images), world, device=images.device)
+        self.ids = torch.arange(len(images))[rank::world]
 
     def __len__(self) -> int:
         """Batches on this process."""
-        return -(-len(self.ids) // self.batch_size)
+        return max(1, -(-len(self.ids) // self.batch_size))
 
     def first(self, count: int) -> Tensor:
         """The first images of the whole split: (count, C, H, W) in [−1, 1]."""
@@ -113,5 +129,5 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of at most batch_size images."""
-        for ids in self.ids.split(self.batch_size):
-            yield Batch(normalise(self.images[ids], self.max_value), ids)
+        for images, ids in gathered(self.images, self.ids.split(self.batch_size)):
+            yield Batch(normalise(images, self.max_value), ids)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.distributions import Gaussian, TwoPoint, log_softplus
+from model.levels import level_value, quantise
 from model.noise import Noise
 from model.part import Part
 
@@ -122,22 +123,13 @@ def dct_matrices(size: int, keep: int) -> tuple[Tensor, Tensor]:
     forward (keep, size): y_k = 2 Σ_n x_n cos(πk(2n + 1)/(2·size)), as scipy.fft.dct(norm=None);
     inverse (size, keep): x from y where all higher frequencies are zero.
     """
-    k = torch.arange(keep, dtype=torch.float64)[:, None]
-    n = torch.arange(size, dtype=torch.float64)
+    on_cpu = {"dtype": torch.float64, "device": "cpu"}  # arange on "meta" takes seconds to import
+    k = torch.arange(keep, **on_cpu)[:, None]
+    n = torch.arange(size, **on_cpu)
     forward = 2.0 * torch.cos(math.pi * k * (2.0 * n + 1.0) / (2.0 * size))
     inverse = forward.T / (2.0 * size)
     inverse[:, 0] *= 0.5
     return forward, inverse.contiguous()
-
-
-def level_value(level: Tensor, bits: int) -> Tensor:
-    """(2k + 1)/2^b − 1, the value of level k clamped to 0 … 2^b − 1."""
-    return (2.0 * level.clamp(0, 2**bits - 1) + 1.0) / 2**bits - 1.0
-
-
-def quantise(v: Tensor, bits: int) -> Tensor:
-    """v in [−1, 1] to the nearest of the 2^b levels below, without dither."""
-    return level_value(((v + 1.0) * (0.5 * 2**bits)).floor(), bits)
 
 
 def dither(v: Tensor, bits: int, width: float = DITHER) -> TwoPoint:

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.context import CONTEXTS, Context, ContextPosterior, quantise
+from model.context import CONTEXTS, Context, ContextPosterior
 from model.latent import Latent, LatentBlock
 from model.layers import BlockStyle, at_least_float32, decoder_block, last_conv, zero_init
+from model.levels import quantise
 from model.noise import Noise
 from model.part import Part
 from model.priors import LatentSite, LogVariance, NetworkPrior, Prior
@@ -222,10 +223,13 @@ class ContextDecoder(LadderDecoder):
         return [Latent(u, q, self.context_prior.context_density(active, noise))]
 
     def sample_top(self, n: int, noise: Noise, temperature: float) -> list[Latent]:
-        """A context from its prior, brought back to its levels."""
+        """A context from its prior."""
         p = self.context_prior.context_density(self.context.active, noise)
-        u = p.sample_n(n, noise, temperature)
-        return [Latent(quantise(u.clamp(-1.0, 1.0), self.bits), None, p)]
+        return [Latent(self.to_levels(p.sample_n(n, noise, temperature)), None, p)]
+
+    def to_levels(self, u: Tensor) -> Tensor:
+        """A draw from the prior as a context: the nearest level where contexts are discrete."""
+        return u if self.context_posterior.continuous else quantise(u, self.bits)
 
     def start(self, n: int, top: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Zero map + 3×3(rendering of the context, pooled); the rendering itself (B, C, H, W)."""

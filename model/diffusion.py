@@ -19,7 +19,7 @@ from model.density import Density
 from model.discretised_gaussian import discretised_gaussian_log_prob
 from model.distributions import Gaussian, TwoPoint, sum_per_image
 from model.layers import at_least_float32
-from model.noise import Noise
+from model.noise import Noise, NoisePurpose
 from model.priors import LatentSite, Prior
 from model.schedules import SCHEDULES, diffusion_constants
 
@@ -150,8 +150,10 @@ class DiffusionPrior(Prior):
         """log of the mean over paths from q(u_0 … u_{T−1} | u) of p(u, path)/q(path | u): (B,).
 
         Each path's weight is unbiased for p(u): the log of their mean bounds log p(u) from below.
+        Paths have streams of their own, which no other draw from `noise` or its samples shares.
         """
-        draws, u = noise.samples(0, num_paths), u.repeat(num_paths, 1, 1, 1)
+        draws = noise.salted(NoisePurpose.PATHS).samples(0, num_paths)
+        u = u.repeat(num_paths, 1, 1, 1)
         t = self._common(self.steps - 1)
         q, zero = self.noised(u, t), torch.zeros_like(u)
         u_t = q.sample(draws)
@@ -166,7 +168,11 @@ class DiffusionPrior(Prior):
         return log_w.logsumexp(0) - math.log(num_paths)
 
     def sample(self, n: int, active: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
-        """Ancestral sampling from N(0, I), the mean at t = 0: (n, C, d, d), not quantised."""
+        """Ancestral sampling from N(0, I): (n, C, d, d).
+
+        The last draw is from the Gaussian behind p(u | u_0): of a discretised one, u is the level
+        whose bin it falls in (`quantise`). The published sampler takes its mean instead.
+        """
         for u in self.sampling_path(n, active, noise, temperature):
             last = u  # the others are not kept: there may be a thousand
         return last
@@ -180,7 +186,7 @@ class DiffusionPrior(Prior):
         yield u
         for step in range(self.steps - 1, -1, -1):
             p = self.reverse(u, self._common(step), active, noise)
-            u = p.mean if step == 0 else p.sample(noise, temperature)
+            u = p.sample(noise, temperature)
             yield u
 
     def timestep_probs(self) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.decoder import LadderDecoder
 from model.encoder import LadderEncoder
-from model.estimators import MAX_ROWS, PRIOR_PATHS, Estimator, log_mean, named
+from model.estimators import Estimator, ImportanceSamples, log_mean, named
 from model.layers import BlockStyle, CheckpointedModule
 from model.likelihoods import LIKELIHOODS, Likelihood
 from model.noise import Noise
@@ -221,25 +221,23 @@ class LadderVAE(Part):
         num_samples: int,
         estimator: str | Estimator = "iwae",
         noise: Noise | None = None,
-        prior_samples: int = PRIOR_PATHS,
-        max_rows: int = MAX_ROWS,
+        **options: int,
     ) -> tuple[Tensor, Tensor]:
         """log p(x) in nats, (B,), and the effective number (Σw)²/Σw² of its `num_samples` weights.
 
-        estimator: one of `model.estimators.ESTIMATORS` by name, or an Estimator. prior_samples:
-        diffusion paths per image, for estimators that sample the prior's density. max_rows: samples
-        × images decoded at once; the weights are never stored. A Bernoulli model estimates the
-        probability of one binarisation of x, the same for all samples.
+        estimator: one of `model.estimators.ESTIMATORS` by name, or an Estimator. options: paths,
+        per_context and max_rows of `ImportanceSamples`; the weights are never stored. A Bernoulli
+        model estimates the probability of one binarisation of x, the same for all samples.
 
         Raises:
             ValueError: if num_samples is below 1 or the estimator unknown.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} gives no estimate: use 1 or more.")
-        log_weights = named(estimator).log_weights
         noise = noise or Noise.fresh(len(x), x.device)
         target = self.likelihood.target(x, noise)
-        return log_mean(log_weights(self, x, target, num_samples, noise, prior_samples, max_rows))
+        samples = ImportanceSamples(num_samples, noise, **options)
+        return log_mean(named(estimator).log_weights(self, x, target, samples))
 
     @property
     def num_latents(self) -> int:

@@ -29,6 +29,8 @@ class NoisePurpose(IntEnum):
     AGGREGATE = 107  # posterior draws behind mutual information
     PRIOR = 108  # prior draws that these are compared with
     QUALITY = 109  # samples that FID is computed from
+    CONTEXTS = 110  # of importance samples, which share them
+    PATHS = 111  # of a diffusion prior, behind its density
 
 
 class Noise:
@@ -60,6 +62,10 @@ class Noise:
         """Streams of samples first … first+count−1 of every row, sample-major: (count·B,)."""
         sample = torch.arange(first, first + count, device=self.keys.device)
         return Noise(_mix(self.keys + _mix(sample + GOLDEN)[:, None]).flatten())
+
+    def salted(self, salt: int) -> "Noise":
+        """Streams that share no number with these or with their samples."""
+        return Noise(_mix(self.keys * MIX_1 + salt))
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """U[0, 1) of shape (B, *shape), on a grid of 2^-24 (float32) or 2^-53 (float64)."""

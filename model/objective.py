@@ -40,10 +40,10 @@ class Objective(Protocol):
 class BetaNelbo:
     """(−log p(x | z, u) + β·KL) / (D ln 2), β rising linearly over the first `warmup` epochs.
 
-    free_bits_thr λ > 0: free bits, as a floor of λ/size under the KL of each image and element of a
-    latent with `size` elements. (Kingma et al. 2016 floor the mean over the minibatch of a group of
-    elements instead, so that single images may be below it.) Only KLs that are exact are floored:
-    a context's is an estimate, and the floor of an estimate would be biased.
+    free_bits_thr λ > 0: a floor of λ/size under the KL of each image and element of a latent with
+    `size` elements. The free bits of Kingma et al. (2016) are another floor, under the minibatch
+    mean of a group of elements, which single images may go below. Only KLs that are exact are
+    floored: a context's is an estimate, and the floor of an estimate would be biased.
     """
 
     beta_start: float = 1.0

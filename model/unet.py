@@ -93,6 +93,12 @@ class UNet(Part):
                 f"its {size} elements a side don't allow: use {most_levels(size)} level(s) or "
                 "fewer."
             )
+        if size == 2**halvings and channels == GROUPS:
+            raise ValueError(
+                f"model_channels={model_channels} leaves each group norm a single value where "
+                f"channel_mult={list(channel_mult)} has come down to 1×1: use a multiple of "
+                f"{2 * GROUPS}, or fewer levels."
+            )
 
     @classmethod
     def fewest_parameters(

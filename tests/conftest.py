@@ -53,7 +53,7 @@ def compose(experiment: str, *overrides: str) -> Settings:
 def shrunk(experiment: str) -> list[str]:
     """Overrides that make an experiment small enough to try; its structure stays."""
     overrides = ["dataset.data_module.batch_size=4", "dataset.data_module.test_batch_size=4"]
-    overrides += ["model.num_ch=16", "model.is_k=2", "model.is_k_prior=1", "train.use_amp=false"]
+    overrides += ["model.num_ch=16", "model.is_k=2", "model.is_k_paths=1", "train.use_amp=false"]
     if "cifar" in experiment or "svhn" in experiment:
         overrides += ["model.num_mix=2"]
     if "dct" in experiment:

@@ -1,10 +1,12 @@
 """Processes of the command as forks of one that has imported what it imports, which takes seconds.
 
-A case is {folder, arguments, environment, output, world, fault, script}: so many processes of the
-command (or a script) with these arguments run in the folder, what they print goes to files in
-`output`, and `fault` names [rank or null for all, training step, what goes wrong, more] or is null.
+A case is {folder, arguments, environment, output, world, fault, script, peers, own}: so many
+processes of the command (or a script) with these arguments run in the folder, what they print goes
+to files in `output`, and `fault` names [rank or null for all, training step, what goes wrong, more]
+or is null. peers: constants of utils.processes.peers to change. own: more arguments by rank.
 """
 
+import ctypes
 import json
 import os
 import resource
@@ -18,6 +20,8 @@ from pathlib import Path
 from threading import Timer
 
 import torch
+
+from utils.processes import peers
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "run_experiment.py"
@@ -66,6 +70,8 @@ def run(case: dict) -> tuple[list[int], float]:
                 first = first or time.monotonic()
             elif time.monotonic() > until:
                 os.kill(child, signal.SIGKILL)
+            elif ended:  # one that is stopped goes on, to see that it is alone
+                os.kill(child, signal.SIGCONT)
         time.sleep(0.005)
     return [ended[child] for child in children], time.monotonic() - first
 
@@ -85,10 +91,13 @@ def start(case: dict, rank: int, world: int, port: int) -> int:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in places.items()})
+    for name, value in case.get("peers", {}).items():
+        setattr(peers, name, value)
     fault = case.get("fault")
     if fault and fault[0] in (rank, None):
         go_wrong(*fault[1:])
-    sys.argv = [case.get("script", str(SCRIPT)), *case["arguments"]]
+    own = case.get("own", {}).get(str(rank), [])
+    sys.argv = [case.get("script", str(SCRIPT)), *case["arguments"], *own]
     runpy.run_path(sys.argv[0], run_name="__main__")
     raise SystemExit  # which the command does itself
 
@@ -115,6 +124,42 @@ def kill(trainer, delay: float) -> None:
 def ask(trainer, number: int) -> None:
     """A signal, to this process alone."""
     os.kill(os.getpid(), number)
+
+
+def halt(trainer, *commands: str) -> None:
+    """SIGSTOP, and shell commands beside it, in which {0} is the main process."""
+    parent = os.getppid()
+    first = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0]
+    for command in commands:
+        subprocess.Popen(["sh", "-c", command.format(first, own=os.getpid())])
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def ask_in_validation(trainer, number: int) -> None:
+    """A signal to this process alone, within the next validation."""
+    kind = type(trainer.validation)
+    whole = kind.__iter__
+
+    def batches(self):
+        for index, batch in enumerate(whole(self)):
+            if index == 1:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    kind.__iter__ = batches
+
+
+def hold(trainer, seconds: int) -> None:
+    """A call of C code that keeps the interpreter's lock, as some imports do."""
+    ctypes.PyDLL(None).sleep(seconds)
+
+
+def run_out_of_memory(trainer) -> None:
+    """As a GPU says it."""
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB "
+        "of which 1.20 GiB is free. Including non-PyTorch memory, this process has 77.9 GiB."
+    )
 
 
 def fail(trainer) -> None:
@@ -144,7 +189,9 @@ def fill_disk(trainer) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-FAULTS = {f.__name__: f for f in (kill, ask, fail, spoil, drift, go_past, fill_disk)}
+STOPS = (kill, ask, ask_in_validation, halt, hold)
+ERRORS = (run_out_of_memory, fail, spoil, drift, go_past, fill_disk)
+FAULTS = {f.__name__: f for f in (*STOPS, *ERRORS)}
 
 
 def main() -> None:

@@ -10,12 +10,14 @@ from types import MappingProxyType
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from model import LadderVAE
 from utils.errors import ConfigError
 from utils.runs import published
-from utils.runs.checkpoints import FORMAT, SCHEMA, download_cache, read
-from utils.settings.build import build_model
+from utils.runs.checkpoints import download_cache, is_own, read
+from utils.runs.tensors import check_weights, named_tensors
+from utils.settings.build import build_model, build_without_numbers
 from utils.settings.composition import compose, composed_settings
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
@@ -64,7 +66,7 @@ def load(
     Raises:
         ValueError: as `load_model`.
     """
-    content, source = read(path, device, unsafe), f"checkpoint={path}"
+    content, source = read(path, unsafe), f"checkpoint={path}"
     if published.is_published(content):
         if not any(item.startswith(("experiment=", "name=")) for item in overrides):
             raise ConfigError(
@@ -72,27 +74,24 @@ def load(
                 "it was trained by, as in experiment=mnist_dct_ladder."
             )
         settings = composed_settings(compose(list(overrides)))
-    elif content.get("format") == FORMAT:
-        if content["schema"] > SCHEMA:
-            raise ValueError(
-                f"{source} was written by a newer version of this project (schema "
-                f"{content['schema']}, this one reads up to {SCHEMA}): update it."
-            )
+    elif is_own(content, source):
         recorded = content.get("config")
         settings = recorded_settings(recorded, overrides, source, trusted, replaced)
     else:
         raise ValueError(
             f"{source} is neither one of this project's nor a published one: name another."
         )
+    remedy = "leave out the overrides of model.…"
+    weights = _weights_for(build_without_numbers(settings), content, source, remedy)
     model = build_model(settings)
-    _load_weights(model, content, source, "leave out the overrides of model.…")
+    model.load_state_dict(weights)
     return model.to_device(device).eval(), settings
 
 
 def trained_model(settings: Settings, path: Path, device: str | torch.device) -> LadderVAE:
     """In eval mode, the model that these settings of a run under way describe, from its file."""
-    model = build_model(settings)
-    _load_weights(model, read(path, device), f"checkpoint={path}", "train it again")
+    model, source = build_model(settings), f"checkpoint={path}"
+    model.load_state_dict(_weights_for(model, read(path), source, "train it again"))
     return model.to_device(device).eval()
 
 
@@ -102,11 +101,11 @@ def initialise(model: LadderVAE, path: Path) -> None:
     Raises:
         ValueError: one sentence, if it is of another one, or cannot be read.
     """
-    content = read(path, setting="train.init_from")
-    if not published.is_published(content) and content.get("format") != FORMAT:
-        raise ValueError(f"train.init_from={path} is no checkpoint of a model: name another.")
-    source, remedy = f"train.init_from={path}", "use the settings it was trained with"
-    _load_weights(model, content, source, remedy)
+    content, source = read(path, setting="train.init_from"), f"train.init_from={path}"
+    if not published.is_published(content) and not is_own(content, source):
+        raise ValueError(f"{source} is no checkpoint of a model: name another.")
+    remedy = "use the settings it was trained with"
+    model.load_state_dict(_weights_for(model, content, source, remedy))
 
 
 def locate(source: str | Path, runs_dir: str | Path = "runs") -> Path:
@@ -130,29 +129,34 @@ def output_folder(source: str | Path, runs_dir: str) -> Path:
         return Path(runs_dir, str(source).replace("/", "-").replace(":", "-")).absolute()
     path = locate(source).absolute()
     run = path.parent.parent
-    return run if (run / "config.yaml").exists() else Path(runs_dir, path.stem).absolute()
+    if any((run / name).exists() for name in ("config.yaml", "run.json")):
+        return run.resolve() if run.is_symlink() else run
+    return Path(runs_dir, path.stem).absolute()
 
 
-def _load_weights(model: LadderVAE, content: dict, source: str, remedy: str) -> None:
-    """The weights of a checkpoint's content into the model."""
-    weights = (
-        published.convert(content, model)
-        if published.is_published(content)
-        else evaluated_weights(content)
-    )
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = " ".join(str(error).splitlines()[1:2]).strip()
-        raise ValueError(
-            f"{source} holds another architecture than its settings describe ({first}): {remedy}."
-        ) from error
+def _weights_for(model: LadderVAE, content: dict, source: str, remedy: str) -> dict[str, Tensor]:
+    """A checkpoint's weights, which are those that evaluation uses and fit the model.
+
+    Raises:
+        ValueError: one sentence, if there are none, or they don't fit (it says the remedy).
+    """
+    if published.is_published(content):
+        weights = published.convert(content, model, source)
+    else:
+        weights = evaluated_weights(content, source)
+    check_weights(weights, model.state_dict(), source, remedy)
+    return weights
 
 
-def evaluated_weights(content: dict) -> dict:
-    """The weights that evaluation uses: the average where there is one."""
-    if not content["ema"]:
-        return content["model"]
-    averaged = {k.removeprefix("module."): v for k, v in content["ema"].items()}
-    averaged.pop("n_averaged")
+def evaluated_weights(content: dict, source: str) -> dict[str, Tensor]:
+    """The weights that evaluation uses: the average where there is one.
+
+    Raises:
+        ValueError: if they are missing.
+    """
+    if content.get("ema") is None:
+        return named_tensors(content, "model", source)
+    weights = named_tensors(content, "ema", source)
+    averaged = {name.removeprefix("module."): value for name, value in weights.items()}
+    averaged.pop("n_averaged", None)
     return averaged

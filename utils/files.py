@@ -1,16 +1,32 @@
 """Writing files so that they are either complete or absent."""
 
+import errno
 import hashlib
 import json
+import math
 import os
+import secrets
+import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from utils.errors import ConfigError
+
+PARTIAL = ".partial"  # ends the name of a file that is being written
+STALE = 3600.0  # seconds without a byte, after which nobody is writing such a file any more
+NO_ROOM = "make room on that disk, and repeat the command"
+REMEDIES = {
+    errno.ENOENT: "its folder was removed or renamed meanwhile: repeat the command",
+    errno.ELOOP: "it is a symbolic link, which is not followed: remove it",
+    errno.ENOSPC: NO_ROOM,
+    errno.EDQUOT: NO_ROOM,
+    errno.EFBIG: NO_ROOM,
+}
 
 
 class HashingWriter:
@@ -53,8 +69,11 @@ def verified_write(path: Path, write: Callable[[HashingWriter], object]) -> str:
 
 @contextmanager
 def _open_synced(path: Path) -> Iterator[BinaryIO]:
-    """A new file that is flushed to the disk when its block ends without an error."""
-    with open(path, "wb") as file:
+    """A new file that is flushed to the disk when its block ends without an error.
+
+    It is an error if there is something of this name: a link would not be followed.
+    """
+    with open(path, "xb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -67,12 +86,71 @@ def sha256(path: Path) -> str:
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Write beside `path`, flush to the disk, then rename: a reader never sees half a file."""
-    partial = path.with_name(path.name + ".partial")
-    with _open_synced(partial) as file:
-        write(file)
-    replace(partial, path)
+    """Write beside `path`, flush to the disk, then rename: a reader never sees half a file.
+
+    Raises:
+        OSError: one sentence with the file and the remedy; what was at `path` is still there.
+    """
+    partial = partial_path(path)
+    with explained(path):
+        try:
+            with _open_synced(partial) as file:
+                write(file)
+            replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    remove_partials(path.parent, f"{path.name}.", STALE)
     return path
+
+
+def copy_file(source: Path, path: Path) -> Path:
+    """Copy a file as `atomic_write` writes one."""
+    with open(source, "rb") as original:
+        return atomic_write(path, lambda file: shutil.copyfileobj(original, file))
+
+
+def partial_path(path: Path) -> Path:
+    """A name beside `path` that nobody can foresee, for what is to be renamed to it."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+
+
+def remove_partials(folder: Path, prefix: str = "", idle: float = -math.inf) -> None:
+    """Remove what killed processes left in a folder, where nothing was written for `idle` s."""
+    for partial in folder.glob(f"*{PARTIAL}"):
+        if partial.name.startswith(prefix):
+            with suppress(OSError):  # another process may have been faster
+                if time.time() - partial.lstat().st_mtime >= idle:
+                    partial.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, where they are missing.
+
+    Raises:
+        OSError: one sentence with the folder and the remedy.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """For the block that writes `path`.
+
+    Raises:
+        OSError: in place of the system's own, one sentence with the file and the remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno, "make that possible, and repeat the command")
+        reason = error.strerror or str(error)
+        raise OSError(f"{path} could not be written ({reason}): {remedy}.") from error
+
+
+def no_follow(path: str, flags: int) -> int:
+    """As the `opener` of `open`: a symbolic link in the file's place is an error."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def replace(source: Path, path: Path) -> None:
@@ -92,7 +170,7 @@ def file_digest(path: Path) -> str:
 
 def write_json(path: Path, content: dict) -> Path:
     """Write a JSON file; its folder is created if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     text = json.dumps(content, indent=1) + "\n"
     return atomic_write(path, lambda file: file.write(text.encode()))
 
@@ -105,7 +183,7 @@ def read_json(path: Path, remedy: str) -> dict:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a whole JSON file ({error}): {remedy}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__} instead of a record: {remedy}.")
@@ -114,7 +192,7 @@ def read_json(path: Path, remedy: str) -> dict:
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     """Write a compressed .npz file; its folder is created if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
 
 

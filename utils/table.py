@@ -41,12 +41,10 @@ class Table:
     folded: bool = False
 
     def for_terminal(self) -> "Table":
-        """This table with its note, without the columns that only a page shows."""
+        """This table without the columns that only a page shows."""
         kept = [index for index, column in enumerate(self.columns) if not column.page_only]
         return replace(
             self,
-            caption="\n".join(filter(None, (self.caption, self.note))),
-            note="",
             columns=[self.columns[index] for index in kept],
             rows=[[row[index] for index in kept] for row in self.rows],
         )

@@ -1,4 +1,7 @@
-"""Output on the terminal: a progress bar, a line per epoch, tables at the end. Rank 0 only."""
+"""Output on the terminal: a progress bar, a line per epoch, tables at the end. Rank 0 only.
+
+Names of files, runs and settings may hold anything: what is shown or logged passes `printable`.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -13,9 +16,29 @@ if TYPE_CHECKING:
 log = logging.getLogger("ladder_vae")
 
 
+def printable(text: str, kept: str = "") -> str:
+    """The text with its unprintable characters (but those kept) as Python writes them: \\x1b, \\n.
+
+    Escape sequences would steer the terminal, newlines forge messages; what stands for the bytes of
+    a file name that is not UTF-8 cannot be written at all.
+    """
+    if text.isprintable():
+        return text
+    shown = (c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
+    return "".join(shown)
+
+
 def one_line(error: Exception) -> str:
     """An error's message in one line of at most 200 characters, to be quoted within a sentence."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return printable(" ".join(str(error).split()))[:200] or type(error).__name__
+
+
+class LogFormatter(logging.Formatter):
+    """Log records in printable text; tables and tracebacks keep their lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text."""
+        return printable(super().format(record), kept="\n\t")
 
 
 class Bar:
@@ -27,7 +50,7 @@ class Bar:
     def advance(self, note: str = "", count: int = 1) -> None:
         """Advance by `count` steps; `note` is shown behind the bar."""
         if self.progress:
-            self.progress.update(self.task, advance=count, note=note)
+            self.progress.update(self.task, advance=count, note=printable(note))
 
     def count(self, done: int) -> None:
         """Advance by `done` steps, as a callback with one argument."""
@@ -44,7 +67,8 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """Print one line without markup, and log it."""
-        log.info(text)
+        text = printable(text)
+        log.info("%s", text)
         self.console.print(text, markup=False)
 
     @contextmanager
@@ -56,15 +80,16 @@ class Terminal:
         from rich import progress as parts
 
         columns = [
-            parts.TextColumn("{task.description}"),
+            parts.TextColumn("{task.description}", markup=False),
             parts.BarColumn(),
             parts.MofNCompleteColumn(),
-            parts.TextColumn("{task.fields[note]}"),
+            parts.TextColumn("{task.fields[note]}", markup=False),
             parts.TextColumn("left"),
             parts.TimeRemainingColumn(),
         ]
         with parts.Progress(*columns, console=self.console, transient=True) as progress:
-            yield Bar(progress, progress.add_task(title, total=total, completed=done, note=""))
+            task = progress.add_task(printable(title), total=total, completed=done, note="")
+            yield Bar(progress, task)
 
     def table(self, table: Table) -> None:
         """Print a table, and write it to the log as tab-separated lines."""
@@ -72,16 +97,17 @@ class Terminal:
         from rich.table import Table as RichTable
         from rich.text import Text
 
+        caption = "\n".join(printable(text) for text in (table.caption, table.note) if text)
         table = table.for_terminal()
+        header = [printable(column.name) for column in table.columns]
         printed = RichTable(
-            title=Text(table.caption), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
+            title=Text(caption), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
         )
-        for column in table.columns:
+        for name, column in zip(header, table.columns, strict=True):
             justify = "left" if column.text else "right"
-            printed.add_column(column.name, justify=justify, overflow="fold")
-        rows = [[cell.text for cell in row] for row in table.rows]
+            printed.add_column(Text(name), justify=justify, overflow="fold")
+        rows = [[printable(cell.text) for cell in row] for row in table.rows]
         for row in rows:
-            printed.add_row(*row)
-        header = [column.name for column in table.columns]
-        log.info("\n".join([table.caption, *("\t".join(row) for row in (header, *rows))]))
+            printed.add_row(*map(Text, row))
+        log.info("%s", "\n".join([caption, *("\t".join(row) for row in (header, *rows))]))
         self.console.print(printed, soft_wrap=False)

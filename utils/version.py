@@ -1,10 +1,12 @@
 """Which version of this code is at work."""
 
+import hashlib
 import subprocess
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("run_experiment.py", "model/**/*.py", "datasets/**/*.py", "utils/**/*.py")
 
 
 @cache
@@ -15,3 +17,12 @@ def code_version() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def source_digest() -> str:
+    """The first 16 hex digits of the SHA-256 of all source files, committed or not."""
+    sha256 = hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
+        sha256.update(f"{path.relative_to(ROOT)}\n".encode())
+        sha256.update(path.read_bytes())
+    return sha256.hexdigest()[:16]

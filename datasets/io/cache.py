@@ -134,7 +134,7 @@ def _write(path: Path, images: ImageSource, items: Mapping[str, list[ItemRef]]) 
     _check_space(path.parent, images, sum(map(len, items.values())))
     partial = path.with_name(f"{path.stem}.part")  # only ours: the caller holds the lock
     try:
-        with open(partial, "wb") as file:
+        with _anew(partial) as file:
             contents, sha256 = _write_images(file, images, items)
             file.flush()
             os.fsync(file.fileno())
@@ -148,10 +148,17 @@ def _write(path: Path, images: ImageSource, items: Mapping[str, list[ItemRef]]) 
             "notes": notes,
             "sha256": sha256,
         }
-        partial.write_text(json.dumps(record), encoding="utf-8")
+        with _anew(partial) as file:
+            file.write(json.dumps(record).encode())
         partial.rename(path.with_suffix(".json"))
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _anew(path: Path) -> BinaryIO:
+    """A new file; what has its name goes first, and if that is a link, it is not followed."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
 
 
 def _write_images(
@@ -162,9 +169,10 @@ def _write_images(
 
     contents, sha256 = _Contents(), hashlib.sha256()
     total = sum(map(len, items.values()))
+    shown = "".join(filter(str.isprintable, images.source))  # a path may hold anything
     with (
         warnings.catch_warnings(),
-        tqdm(desc=images.source, total=total, unit=" images", disable=None) as bar,
+        tqdm(desc=shown, total=total, unit=" images", disable=None) as bar,
         reader_pool(images) as pool,
     ):
         # Pillow warns of metadata, and of sizes, which the decoder checks. Filters hold for all

@@ -1,7 +1,9 @@
 """Downloading a data set's files, resumed and verified; every failure names the remedy."""
 
+import errno
 import hashlib
 import http.client
+import os
 import tarfile
 import urllib.error
 import urllib.request
@@ -13,6 +15,7 @@ from typing import TypeVar
 Content = TypeVar("Content")
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without data from a server
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRIES = 5  # of an interrupted download; each resumes where the last one ended
 # No member of an archive may be written outside the folder that it is unpacked into.
 tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
@@ -77,12 +80,19 @@ def obtain(name: str, folder: Path, file: Remote, get: Callable[[str, Path], obj
         return
     part = path.with_name(f"{path.name}.part")
     by_hand = f"put {_listed([file])} into {folder}, or set dataset.root to a folder that has it"
+    _make_writable(path.parent, folder)
+    if part.is_symlink():  # not ours: nothing is written to where it leads
+        part.unlink()
     for url in file.urls:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             get(url, part)
             break
         except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in NO_ROOM:
+                raise ValueError(
+                    f"dataset.root={folder} has no room for {path.name} ({error.strerror}): make "
+                    "some, and the download goes on where it broke off."
+                ) from error
             reasons.append(f"{url}: {_short(error)}")
     else:
         raise ValueError(
@@ -99,6 +109,23 @@ def obtain(name: str, folder: Path, file: Remote, get: Callable[[str, Path], obj
             f"{by_hand}."
         )
     part.rename(path)
+
+
+def _make_writable(folder: Path, root: Path) -> None:
+    """Create a folder in dataset.root.
+
+    Raises:
+        ValueError: if nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ValueError(
+            f"dataset.root={root} does not hold the data set and cannot be written to "
+            f"({error.strerror}): allow it, or set dataset.root to another folder."
+        ) from error
 
 
 def download_url(url: str, part: Path) -> None:

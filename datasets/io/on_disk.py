@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,10 +14,11 @@ class ImagesOnDisk:
     """Images (N, …) uint8 in a file, read when they are indexed and returned on `device`.
 
     Supports what this project needs of a tensor: `shape`, `device`, `len`, `to`, `split`, slices
-    (which stay on the disk) and indexing by a tensor of indices (which reads). The process holds
-    none of the file in memory; the system's page cache is shared by all processes. The file is read
-    rather than mapped: a page fault of a mapping can map up to 2 MB, which then counts as the
-    process's memory, and releasing it often takes longer than reading.
+    (which stay on the disk) and indexing by a tensor of indices (which reads); batch after batch is
+    better read by `read_ahead`. The process holds none of the file in memory; the system's page
+    cache is shared by all processes. The file is read rather than mapped: a page fault of a mapping
+    can map up to 2 MB, which then counts as the process's memory, and releasing it often takes
+    longer than reading.
 
     offset: where the first image begins, in bytes.
     """
@@ -49,13 +51,40 @@ class ImagesOnDisk:
             return self._like(
                 self._offset + first * self._image_bytes, max(last - first, 0), self.device
             )
-        file, size, offset = self._file.fileno(), self._image_bytes, self._offset
-        parts = [os.pread(file, size, offset + index * size) for index in indices.tolist()]
-        data = bytearray().join(parts)
-        if len(data) < size * len(parts):
-            raise OSError(f"{self._file.name} is shorter than it was: was it changed?")
-        images = torch.frombuffer(data, dtype=torch.uint8) if parts else torch.empty(0).byte()
-        return images.view(len(parts), *self.shape[1:]).to(self.device)
+        images = torch.empty(len(indices), *self.shape[1:], dtype=torch.uint8)
+        return self._read(indices.tolist(), images).to(self.device)
+
+    def read_ahead(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The images (B, …) at each of these indices (B,), which should be on the CPU.
+
+        A thread reads the next ones while these are used, and a GPU copies from pinned memory, for
+        which the host doesn't wait.
+
+        Raises:
+            OSError: as by indexing.
+        """
+        on_gpu = self.device.type == "cuda"
+        with ThreadPoolExecutor(1, "images") as thread:
+
+            def begin(part: Tensor) -> Future:
+                shape = (len(part), *self.shape[1:])
+                images = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
+                return thread.submit(self._read, part.tolist(), images)
+
+            tasks = map(begin, indices)
+            following = next(tasks, None)
+            while following:
+                current, following = following, next(tasks, None)
+                yield current.result().to(self.device, non_blocking=on_gpu)
+
+    def _read(self, indices: list[int], images: Tensor) -> Tensor:
+        """Read into `images` (B, …), and return them."""
+        file, size = self._file.fileno(), self._image_bytes
+        rows = images.view(len(indices), size).numpy()
+        for index, row in zip(indices, rows, strict=True):
+            if os.preadv(file, [row], self._offset + index * size) < size:
+                raise OSError(f"{self._file.name} is shorter than it was: was it changed?")
+        return images
 
     def _like(self, offset: int, count: int, device: torch.device) -> "ImagesOnDisk":
         new = object.__new__(ImagesOnDisk)

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import resource
 import struct
 import sys
 import tarfile
@@ -183,6 +184,31 @@ def test_what_is_left_of_something_longer_is_fetched_anew(tmp_path, server):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "some.bin.part").write_bytes(b"of another, longer file")
     assert get(server, tmp_path / "a") == b"short"
+
+
+def test_a_root_that_cannot_be_written_to_is_named_before_any_download(tmp_path, server):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"dataset.root=.*file does not .* written to \(File ex"):
+        get(server, tmp_path / "file")
+    assert server.ranges == []
+    (tmp_path / "source" / "some.bin").write_bytes(noise(5000).tobytes())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))  # bytes per file
+    try:
+        with pytest.raises(ValueError, match=r"dataset.root=.*no room for some.bin .*make some"):
+            get(server, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(get(server, tmp_path / "full")) == 5000 and len(server.ranges) == 2
+
+
+def test_a_link_in_a_downloads_place_is_not_written_through(tmp_path, server):
+    (tmp_path / "source" / "some.bin").write_bytes(b"some")
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "some.bin.part").symlink_to(tmp_path / "precious")
+    assert get(server, tmp_path / "a") == b"some"
+    assert (tmp_path / "precious").read_bytes() == b"precious"
 
 
 def test_a_source_that_is_gone_and_one_that_sends_something_else(tmp_path, server):

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import re
+import resource
 import struct
 import tempfile
 import threading
@@ -380,6 +381,40 @@ def test_processes_that_start_together_make_it_once(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(written) == 1 and len(found) == 4
+
+
+def test_what_others_put_in_its_place_is_not_written_through(tmp_path):
+    write_some(tmp_path / "all")
+    load(tmp_path / "all")
+    precious, (made,) = tmp_path / "precious", (tmp_path / "cache").glob("*.images")
+    precious.write_text("precious")
+    before = made.read_bytes()
+    for suffix in (".part", ".images", ".json"):
+        made.with_suffix(suffix).unlink(missing_ok=True)
+        made.with_suffix(suffix).symlink_to(precious)
+    load(tmp_path / "all")
+    assert made.read_bytes() == before and not made.is_symlink()
+    assert precious.read_text() == "precious"
+    made.unlink()
+    (lock,) = (tmp_path / "cache").glob("*.lock")
+    lock.unlink()
+    lock.symlink_to(precious)
+    with pytest.raises(ValueError, match=r"dataset.cache=.*symbolic link"):
+        load(tmp_path / "all")
+    assert precious.read_text() == "precious"
+
+
+def test_a_disk_that_fills_while_it_is_written(tmp_path):
+    write_some(tmp_path / "all")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes per file
+    try:
+        with pytest.raises(ValueError, match=r"dataset.cache=.*\(File too large\): make room"):
+            load(tmp_path / "all")
+        assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    load(tmp_path / "all")
 
 
 def test_no_room_or_no_permission_for_the_stored_file(tmp_path, monkeypatch):

@@ -1,10 +1,13 @@
 """Batches: every image once, fixed splits, shares that add up to the global batch."""
 
 import itertools
+import os
+import threading
 
 import pytest
 import torch
 
+from datasets.io.on_disk import ImagesOnDisk
 from datasets.loaders import EvaluationBatches, TrainBatches, normalise
 from datasets.splits import hold_out
 
@@ -69,6 +72,54 @@ def test_evaluation_shards_hold_every_image_exactly_once(world):
     images = torch.zeros(10_001, 1, 1, 1, dtype=torch.uint8)
     seen = [b.ids for r in range(world) for b in EvaluationBatches(images, 255, 64, r, world)]
     assert torch.cat(seen).sort().values.tolist() == list(range(10_001))
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    """IMAGES in a file, after three other bytes."""
+    (tmp_path / "images").write_bytes(b"abc" + IMAGES.numpy().tobytes())
+    return ImagesOnDisk(tmp_path / "images", 3, tuple(IMAGES.shape))
+
+
+def test_batches_from_the_disk_are_those_from_memory(on_disk):
+    for settings in ({"horizontal_flip": True}, {"rank": 1, "world": 2, "micro_batches": 3}):
+        kept, read = batches(**settings), batches(images=on_disk, **settings)
+        for start in (0, 5, len(kept)):
+            for one, other in zip(kept.epoch(2, start), read.epoch(2, start), strict=True):
+                for a, b in zip(one, other, strict=True):
+                    assert torch.equal(a.x, b.x) and torch.equal(a.ids, b.ids)
+    for rank in range(2):
+        pair = (EvaluationBatches(images, 255, 7, rank, 2) for images in (IMAGES, on_disk))
+        for a, b in zip(*pair, strict=True):
+            assert torch.equal(a.x, b.x) and torch.equal(a.ids, b.ids)
+
+
+def test_one_batch_is_read_ahead_and_no_more(on_disk, monkeypatch):
+    read, two = [], threading.Event()
+    whole = ImagesOnDisk._read
+
+    def noted(self, indices, images):
+        read.append(indices)
+        if len(read) == 2:
+            two.set()
+        return whole(self, indices, images)
+
+    monkeypatch.setattr(ImagesOnDisk, "_read", noted)
+    epoch = batches(images=on_disk).epoch(0)
+    next(epoch)
+    assert two.wait(10)  # while the first one is used
+    next(epoch)
+    threads = threading.active_count()
+    epoch.close()  # as where a run is interrupted
+    assert len(read) == 3 and threading.active_count() == threads - 1
+
+
+def test_a_file_that_is_cut_while_it_is_read_ahead_is_told(on_disk, tmp_path):
+    epoch = batches(images=on_disk).epoch(0)
+    next(epoch)
+    os.truncate(tmp_path / "images", 40)
+    with pytest.raises(OSError, match="images is shorter than it was"):
+        list(epoch)
 
 
 def test_bad_sizes_are_refused():

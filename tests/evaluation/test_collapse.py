@@ -15,6 +15,7 @@ from utils.evaluation.collapse import (
     CollapseStatistics,
     posterior_samples_for,
 )
+from utils.evaluation.metrics import STANDARD, metric_values
 
 N = 4000
 
@@ -141,6 +142,24 @@ def test_intervals_of_the_count_hold_it():
     assert all(low <= count <= high for count, low, high in counts)
     assert sum(low <= true <= high for _, low, high in counts) >= 95
     assert any(low < high for _, low, high in counts)
+
+
+@pytest.mark.parametrize("images", [200, 5000])
+def test_no_collapsed_unit_is_active_by_chance_in_two_samples(images):
+    """Of 400 children of noisy parents, as an epoch's validation sees them; live ones are found."""
+
+    def make(x):
+        noise = torch.randn(len(x), 400)
+        return [noise, torch.cat([0.3 * x, 1.2 * x + 0.5 * noise[:, :1], noise[:, :98]], 1)]
+
+    for seed in range(5):
+        found = collapse(make, images // 100, images, seed, samples=2)
+        assert found.report().active[0] > 50
+        assert [int(units.surely_active().sum()) for units in found.layers] == [0, 2]
+        assert found.surely_active_units == 2 / 500
+        values = metric_values(STANDARD, found)
+        assert values["collapse/active_units_0"] == 0 and values["collapse/active_units_1"] == 0.02
+        assert list(found.log_variances()) == [1] and len(found.log_variances()[1]) == 2
 
 
 def test_a_higher_threshold_leaves_fewer_units():

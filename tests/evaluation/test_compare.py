@@ -12,11 +12,13 @@ from tests.conftest import compose
 from utils.errors import ConfigError
 from utils.evaluation.collapse import THRESHOLDS
 from utils.evaluation.compare import compare
-from utils.evaluation.compared_runs import Group, Run, cached_run, groups, sources
+from utils.evaluation.compared_runs import Group, Run, cached_run, groups, read_run, sources
 from utils.evaluation.differences import difference, measures
 from utils.evaluation.record import ScoreRecord
 from utils.files import file_digest, write_arrays, write_json
 from utils.report.comparison import write_comparison
+from utils.report.drawing import vector
+from utils.report.plots import draw_comparison
 from utils.settings.check import check_task
 from utils.terminal import Terminal
 
@@ -24,19 +26,30 @@ N = 500
 IMAGES = np.random.default_rng(0).normal(90, 10, N)  # what the images have in common
 
 
-def run(name="a", seed=0, shift=0.0, noise=0.5, context=3, samples=100, digest="same") -> Run:
+def run(
+    name="a",
+    seed=0,
+    shift=0.0,
+    noise=0.5,
+    context=3,
+    samples=100,
+    digest="same",
+    noise_seed=0,
+    per_context=4,
+) -> Run:
     """A run whose nll is the images' own, plus a shift, plus noise of its own."""
     rng = np.random.default_rng([seed, len(name), ord(name[0])])
     nll = IMAGES + shift + noise * rng.normal(size=N)
     kl = np.stack([np.full(N, 4.0), np.full(N, 2.0)], 1)
     arrays = {"nll_iwae": nll, "nelbo": nll + 1, "kl": kl, "reconstruction": nll - 5}
-    entry = {"estimator": "iwae", "num_samples": samples, "prior_samples": 16, "nll": nll.mean()}
-    entry |= {"nll_se": 0.4, "ess": 9.0, "images": N}
+    entry = {"estimator": "iwae", "num_samples": samples, "prior_samples": 2, "nll": nll.mean()}
+    entry |= {"per_context": per_context, "nll_se": 0.4, "ess": 9.0, "images": N}
     bound = {"images": N, "passes": 2, "reconstruction": 85.0, "nelbo": 91.0, "nelbo_se": 0.4}
     bound |= {"kl": [4.0, 2.0], "kl_se": [0.0, 0.0], "elements": [8, 8], "collapsed": [0, 0]}
     bound |= {"active": [6, 2], "active_low": [5, 2], "active_high": [6, 4]}
     record = {"name": name, "seed": seed, "checkpoint": f"{name}{seed}.pth", "dataset": "d"}
     record |= {"split": "test", "images_digest": digest, "protocol": "p", "dims": 64}
+    record |= {"conditions": None if noise_seed is None else {"noise_seed": noise_seed}}
     record |= {"context": True, "bound": bound, "likelihoods": [entry]}
     record |= {"active_by_threshold": [8] * len(THRESHOLDS)}
     record |= {"config": {"name": name, "model": {"ctx_size": context}, "train": {"seed": seed}}}
@@ -114,7 +127,19 @@ def test_bits_are_nats_scaled():
     [
         ([run("a"), run("b", digest="other")], "evaluated on different images"),
         ([run("a"), run("a")], "is among the runs twice"),
-        ([run("a"), run("b", samples=50)], "give model.is_k="),
+        ([run("a"), run("b", samples=50)], "has K = 100 and K = 50.*: .*model.is_k="),
+        (
+            [run("a"), run("b", per_context=None)],
+            "K = 100 and a context for all samples, 2 paths each and a context for every 4 samples",
+        ),
+        (
+            [run("a"), run("b", noise_seed=1)],
+            r"b0.pth \(noise_seed: 1\) and a0.pth \(noise_seed: 0\)",
+        ),
+        (
+            [run("a"), run("b", noise_seed=None)],
+            r"\(noise of train.seed 0, by an earlier version\)",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, complaint):
@@ -144,6 +169,7 @@ def test_scores_on_disk_count_while_they_answer_the_question(tmp_path):
     write_arrays(folder / "results.npz", made.per_image)
     write_json(folder / "results.json", record.to_json())
     task = {"name": "compare", "split": "test", "num_images": None, "estimators": ["iwae"]}
+    task |= {"noise_seed": 0}
 
     def found(overrides=(), **changes):
         asked = check_task({**task, "output": None, **changes})
@@ -153,14 +179,43 @@ def test_scores_on_disk_count_while_they_answer_the_question(tmp_path):
     assert np.array_equal(found().per_image["nll_iwae"], made.per_image["nll_iwae"])
     assert found(["model.is_k=100"]) is not None
     assert found(["model.is_k=200"]) is None
-    assert found(["train.seed=1"]) is None
+    assert found(["model.is_k_paths=1"]) is None and found(["model.is_k_per_context=1"]) is None
+    assert found(noise_seed=1) is None
     assert found(split="validation") is None
     assert found(num_images=10) is None
     assert found(estimators=["iwae", "published"]) is None
+    earlier = record.model_copy(update={"conditions": None})
+    write_json(folder / "results.json", earlier.to_json())
+    assert found() is None
+    write_json(folder / "results.json", record.to_json())
     weights.write_bytes(b"others")
     assert found() is None
     weights.unlink()  # scores alone can be compared too
     assert found().record == record
+
+
+def test_per_image_figures_of_another_evaluation_are_not_compared(tmp_path):
+    made = run("a")
+    path = write_json(tmp_path / "test_scores.json", made.record.to_json())
+    for arrays in (
+        run("b").per_image,  # as when a second evaluation was killed between its two files
+        {name: array[:10] for name, array in made.per_image.items()},
+        {"kl": made.per_image["kl"]},
+    ):
+        write_arrays(path.with_suffix(".npz"), arrays)
+        with pytest.raises(ConfigError, match=r"test_scores.npz is of other scores .*remove it"):
+            read_run(path)
+    write_arrays(path.with_suffix(".npz"), made.per_image)
+    assert read_run(path).record == made.record
+
+
+def test_names_are_shown_as_they_are():
+    names = ["a $x_{$ b", "_hidden", "cost\\$", "b"]  # mathematics, hidden labels to matplotlib
+    curve = [0.5] * len(THRESHOLDS)
+    drawing = draw_comparison({name: [4.0] for name in names}, dict.fromkeys(names, curve))
+    text = vector(drawing)
+    for name in names:
+        assert f">{name}</text>" in text
 
 
 def test_the_page_has_every_figure(tmp_path):

@@ -92,7 +92,7 @@ def test_every_intervention_bounds_the_evidence():
     x = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64).view(1, 1, 2, 2)
     x = x.expand(400, -1, -1, -1)
     evidence = model.log_likelihood(
-        x[:20], 1000, noise=Noise.keyed(torch.arange(20), 5), prior_samples=64
+        x[:20], 1000, noise=Noise.keyed(torch.arange(20), 5), paths=4
     ).logsumexp(0) - math.log(20)
     with torch.no_grad():
         for kept in layer_masks(model.num_latents):

@@ -70,11 +70,13 @@ def score(model, folder, *metrics: type) -> scoring.Score:
     return scoring.score(model, settings(*metrics), BATCHES, "test", checkpoint, Terminal(False))
 
 
-def test_standard_metrics_are_the_reports_figures(model, tmp_path):
+def test_standard_metrics_are_the_reports_figures_beyond_chance(model, tmp_path):
     scored = score(model, tmp_path)
     bound = scored.record.bound
     values = layer_values(STANDARD, scored.collapse)
-    assert values == {"kl": bound.kl, "active_units": bound.active_per_layer}
+    assert values["kl"] == bound.kl and values.keys() == {"kl", "active_units"}
+    pairs = zip(values["active_units"], bound.active_per_layer, strict=True)
+    assert all(certain <= share for certain, share in pairs)
     tracked = metric_values(STANDARD, scored.collapse)
     assert list(tracked)[:3] == [f"collapse/{key}" for key in ("kl_0", "active_units_0", "kl_1")]
     assert tracked["collapse/kl_3"] == bound.kl[3]

@@ -1,5 +1,6 @@
 """FID and reconstruction error: right where the weights are, a message where they are not."""
 
+import dataclasses
 import math
 import sys
 
@@ -139,3 +140,21 @@ def test_fid_of_random_weights_by_the_real_network(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "sample", lambda n, noise: BATCHES.first(30)[:n])
     few = EvaluationBatches(IMAGES, 16, 30)
     assert found.measure(model, few, 0, lambda n: None).fid < 0.01 * measured.fid
+
+
+def test_a_process_without_images_adds_none(no_network):
+    """Of several processes it takes part in the sums; there are none of one sample for FID."""
+    metrics = dataclasses.replace(prepare(asked(), CPU, Lines()), fid=NoEmptyBatches())
+    of_none = EvaluationBatches(IMAGES[:1], 16, 12, rank=1, world=2)
+    found = metrics.measure(small(), of_none, 0, lambda count: None)
+    assert found.fid is None and math.isnan(found.reconstruction_mse)
+
+
+class NoEmptyBatches:
+    """In place of FID, whose network takes none."""
+
+    def reset(self) -> None:
+        pass
+
+    def update(self, images, real: bool) -> None:
+        raise RuntimeError("an empty batch")

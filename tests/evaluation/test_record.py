@@ -20,6 +20,7 @@ FULL = {
     "split": "test",
     "images_digest": "abcd",
     "protocol": "probability of the grey levels",
+    "conditions": {"noise_seed": 0},
     "dims": 64,
     "context": False,
     "bound": {
@@ -72,11 +73,13 @@ def test_figures_under_the_trackers_keys():
 
 
 def test_files_of_earlier_versions_are_read(tmp_path):
-    added_later = ("code", "parameters", "quality", "metrics", "seconds")
+    added_later = ("code", "parameters", "conditions", "quality", "metrics", "seconds")
     content = {key: value for key, value in FULL.items() if key not in added_later}
     record = ScoreRecord.read(write_json(tmp_path / "results.json", content))
     assert record.parameters == {} and record.quality is None and record.metrics == {}
     assert record.bound.posterior_samples == 7
+    assert record.conditions is None and "train.seed 0" in record.conditions_text
+    assert "conditions" not in record.to_json()
     assert run().record.code is None
 
 
@@ -89,6 +92,9 @@ def test_files_of_earlier_versions_are_read(tmp_path):
         (json.dumps({"wandb_id": "x"}), "does not hold a model's scores"),
         (json.dumps({**FULL, "dims": "many"}), r"does not hold a model's scores \(dims: "),
         (json.dumps({**FULL, "bound": {"kl": []}}), r"\(bound.images: Field required\)"),
+        (json.dumps(FULL).replace("[3, 0]", "[3]"), r"\(bound.collapsed has 1 layers of 2\)"),
+        (json.dumps({**FULL, "metrics": {"own": [0.5]}}), r"\(metrics.own has 1 layers of 2\)"),
+        ("[" * 100_000, "is not a whole JSON file"),
     ],
 )
 def test_a_cut_or_foreign_file_is_named_with_the_remedy(tmp_path, text, complaint):

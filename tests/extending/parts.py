@@ -8,6 +8,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from datasets.splits import ImageSplits
 from model import LadderOutput, LadderVAE
 from model.context import Context
 from model.density import Density
-from model.estimators import ESTIMATORS, Estimator
+from model.estimators import ESTIMATORS, Estimator, ImportanceSamples
 from model.noise import Noise
 from model.objective import LossParts, bits_per_dim
 from model.priors import LatentSite, Prior
@@ -121,18 +122,11 @@ class BestSample(Estimator):
     uses_prior_paths = True
 
     def log_weights(
-        self,
-        model: LadderVAE,
-        x: Tensor,
-        target: Tensor,
-        num_samples: int,
-        noise: Noise,
-        paths: int,
-        max_rows: int,
+        self, model: LadderVAE, x: Tensor, target: Tensor, samples: ImportanceSamples
     ) -> Iterator[Tensor]:
         """(k, B) log-weights in nats at a time."""
-        arguments = (model, x, target, 10 * num_samples, noise, paths, max_rows)
-        for log_weights in ESTIMATORS["iwae"].log_weights(*arguments):
+        more = replace(samples, count=10 * samples.count)
+        for log_weights in ESTIMATORS["iwae"].log_weights(model, x, target, more):
             yield torch.stack([part.amax(0) for part in log_weights.split(10)])
 
 

@@ -61,6 +61,17 @@ def test_levels_of_a_unet():
         UNet.check_arguments(size, **{**UNET, "channel_mult": [1] * most_levels(size)})
 
 
+def test_a_group_norm_has_more_than_one_value():
+    """With one, PyTorch refuses a batch of one image, and makes any other nothing but its bias."""
+    for size, mult in ((1, [1]), (2, [1, 1]), (4, [2, 2, 1])):
+        few = {**UNET, "model_channels": 16, "channel_mult": mult}
+        assert "model_channels=16 leaves each group norm a single value" in complaint(
+            UNet, size, few
+        )
+        UNet.check_arguments(size, **{**few, "model_channels": 32})
+        UNet.check_arguments(2 * size, **few)
+
+
 def test_eps_needs_noise_that_can_be_undone():
     DiffusionPrior.check_arguments(7, **{**DDGM, "T": 3, "parametrization": "eps"})
     found = complaint(DiffusionPrior, 7, {**DDGM, "T": 2, "parametrization": "eps"})

@@ -8,10 +8,10 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from model.context import level_value
 from model.diffusion import DiffusionPrior
 from model.discretised_gaussian import discretised_gaussian_log_prob
 from model.distributions import Gaussian, sum_per_image
+from model.levels import level_value, quantise
 from model.noise import Noise
 from model.priors import LatentSite
 from model.schedules import cosine_betas, diffusion_constants, linear_betas
@@ -237,3 +237,14 @@ def test_unet_keeps_the_shape_on_every_level_layout(channel_mult):
     net = UNet(3, 6, 16, 2, channel_mult, 2, 0.0)
     u = torch.randn(2, 3, 8, 8)
     assert net(u, torch.tensor([0, 3]), Noise.fresh(2)).shape == (2, 6, 8, 8)
+
+
+def test_samples_have_the_probability_that_the_density_gives_them():
+    """Drawn at t = 0 too; its mean in place of the draw, as the published sampler has it, fails."""
+    prior, n = tiny_prior(), 40_000
+    levels = level_value(torch.arange(4), 2).double()
+    exact = exact_log_prob(prior, levels).exp()
+    with torch.no_grad():
+        u = quantise(prior.sample(n, ACTIVE, Noise.keyed(torch.arange(n), 4)), 2).flatten()
+    shares = (u[:, None] == levels).double().mean(0)
+    assert ((shares - exact).abs() < 4 * (exact * (1 - exact) / n).sqrt()).all()

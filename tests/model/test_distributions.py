@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from model.context import dither, level_value, quantise
+from model.context import dither
 from model.distributions import Gaussian, TwoPoint, log_softplus
+from model.levels import level_value, quantise
 from model.noise import Noise
 
 

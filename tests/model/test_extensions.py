@@ -207,9 +207,9 @@ class Constant(Estimator):
     name, description = "constant", "of no use"
     is_bound, uses_prior_paths = False, False
 
-    def log_weights(self, model, x, target, num_samples, noise, paths, max_rows):
+    def log_weights(self, model, x, target, samples):
         """3 for each sample, one sample at a time."""
-        for _ in range(num_samples):
+        for _ in range(samples.count):
             yield torch.full((1, len(x)), 3.0)
 
 

@@ -6,12 +6,15 @@ import math
 import pytest
 import torch
 
+from datasets.loaders import EvaluationBatches
+from model.diffusion import DiffusionPrior
 from model.ladder_vae import LadderVAE
 from model.layers import BlockStyle, decoder_block, encoder_block, last_conv
 from model.noise import Noise
 from model.scales import layout
-from tests.conftest import compose, randomised, shrunk
+from tests.conftest import TINY_UNET, compose, randomised, shrunk
 from tests.model.test_diffusion import exact_log_prob
+from utils.evaluation.bound import estimate_nll
 from utils.settings.build import build_model
 
 TOY = [
@@ -28,9 +31,10 @@ TOY_CONTEXT = [
     "model.ctx_size=1",
     "model.decoder.condition_on_last=false",
     "model.decoder.z_L_prior.T=2",
-    "model.decoder.z_L_prior.model.model_channels=16",
+    "model.decoder.z_L_prior.model.model_channels=32",
     "model.decoder.z_L_prior.model.num_res_blocks=1",
 ]
+LEVELS = [-0.75, -0.25, 0.25, 0.75]  # of a context of two bits
 X = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64).view(1, 1, 2, 2)
 
 
@@ -42,22 +46,18 @@ def toy(experiment: str, overrides: list[str]) -> LadderVAE:
         last_conv(block.posterior_net).weight.data.mul_(0.2)
     if model.decoder.num_top:
         model.decoder.context.scale.fill_(16.0)
+        model.decoder.context_prior.net.out[-1].weight.data.mul_(0.2)
     return model.double().eval()
 
 
-def exact_evidence(model: LadderVAE, x: torch.Tensor, points: int = 81, top=None) -> float:
-    """log p(x) by quadrature over two scalar latents, and by the sum over a one-element context.
-
-    With `top` given, log p(x | u) at that context.
-    """
+def exact_evidence(model: LadderVAE, x: torch.Tensor, points: int = 81, levels=LEVELS) -> float:
+    """log p(x) by quadrature over two scalar latents, and by the sum over a one-element context."""
     grid = torch.linspace(-6, 6, points, dtype=torch.float64)
     cell = (grid[1] - grid[0]) ** 2
     pairs = torch.cartesian_prod(grid, grid)
     given = [pairs[:, i].view(-1, 1, 1, 1) for i in (0, 1)]
-    levels = torch.tensor([-0.75, -0.25, 0.25, 0.75], dtype=torch.float64)
+    levels = torch.tensor(levels, dtype=torch.float64)
     tops = [[u.expand(len(pairs), 1, 1, 1)] for u in levels] if model.decoder.num_top else [[]]
-    if top:
-        tops = [[top[0].expand(len(pairs), 1, 1, 1)]]
     log_joint = []
     for top in tops:
         latents, head = model.decoder.top_down(
@@ -91,7 +91,7 @@ def test_iwae_bounds_the_evidence_and_grows_with_k(experiment, overrides):
     means = []
     for k in (1, 4, 32):
         noise = Noise.keyed(torch.arange(seeds), k)
-        found = model.log_likelihood(x, k, noise=noise, prior_samples=k)
+        found = model.log_likelihood(x, k, noise=noise)
         error = found.std().item() / math.sqrt(seeds)
         assert found.mean().item() <= exact + 4 * error
         means.append(found.mean().item())
@@ -121,9 +121,8 @@ def test_elbo_is_the_mean_of_one_sample_weights():
     x = X.expand(seeds, -1, -1, -1)
     out = model(x, noise=Noise.keyed(torch.arange(seeds), 1))
     elbo = -(out.reconstruction + out.kl.sum(1))
-    weights = model.log_likelihood(
-        x, 1, "iwae", noise=Noise.keyed(torch.arange(seeds), 2), prior_samples=1
-    )
+    noise = Noise.keyed(torch.arange(seeds), 2)
+    weights = model.log_likelihood(x, 1, "iwae", noise=noise, paths=1)
     error = math.hypot(elbo.std(), weights.std()) / math.sqrt(seeds)
     assert elbo.mean().item() == pytest.approx(weights.mean().item(), abs=4 * error)
 
@@ -291,3 +290,41 @@ def test_half_precision_keeps_the_bound_in_float32():
     full = model(x, noise=Noise.keyed(torch.arange(2), 0))
     assert torch.equal(out.latents[0].z, full.latents[0].z)  # the context is never halved
     torch.testing.assert_close(out.kl.sum(1), full.kl.sum(1), rtol=0.05, atol=0.5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("top", "per_context"), [("context", 2), ("ddgm", 4)])
+def test_an_estimate_uses_no_random_number_twice(top, per_context, monkeypatch):
+    """Nor shares one between purposes: target, contexts, their diffusion paths, samples."""
+    dct = top == "context"
+    experiment = "digits_dct_ladder" if dct else "digits_ladder"
+    overrides = [] if dct else [f"model/decoder/z_L_prior={top}", f"{TINY_UNET}.model_channels=16"]
+    model = build_model(compose(experiment, *shrunk(experiment), *overrides)).eval()
+    drawn, bits = [], Noise._bits
+
+    def recorded(noise, count):
+        drawn.append(bits(noise, count).flatten())
+        return drawn[-1].view(len(noise.keys), count)
+
+    monkeypatch.setattr(Noise, "_bits", recorded)
+    options = {"paths": 3, "per_context": per_context, "max_rows": 6}
+    model.estimate(torch.rand(2, 1, 8, 8), 5, noise=Noise.keyed(torch.arange(2), 1), **options)
+    numbers = torch.cat(drawn)
+    assert len(numbers.unique()) == len(numbers) > 500
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prior", ["network", "ddgm"])
+def test_as_many_paths_as_asked_for(prior, monkeypatch):
+    """Of the plain ladder's diffusion prior too, with which every sample of z has its own."""
+    overrides = [f"model/decoder/z_L_prior={prior}"]
+    overrides += [f"{TINY_UNET}.model_channels=16"] if prior == "ddgm" else []
+    model = build_model(compose("digits_ladder", *shrunk("digits_ladder"), *overrides)).eval()
+    paths, weight = [], DiffusionPrior.importance_weight
+    monkeypatch.setattr(
+        DiffusionPrior, "importance_weight", lambda *a: paths.append(a[-1]) or weight(*a)
+    )
+    batches = EvaluationBatches(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), 16, 3)
+    found, _ = estimate_nll(model, batches, "iwae", 4, 3, 2, 0, lambda n: None)
+    assert found.prior_samples == (3 if paths else None) and found.per_context is None
+    assert set(paths) == ({3} if prior == "ddgm" else set())

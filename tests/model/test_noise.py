@@ -66,3 +66,11 @@ def test_dropout_keeps_the_expectation():
     dropped = Noise.keyed(torch.arange(1000), 0).dropout(torch.ones(1000, 50), 0.2)
     assert set(dropped.unique().tolist()) == {0.0, 1.25}
     assert dropped.mean() == pytest.approx(1.0, abs=0.01)
+
+
+def test_salted_streams_share_no_numbers_with_samples():
+    noise = Noise.keyed(torch.arange(5), 1)
+    streams = [noise, noise.salted(1), noise.salted(2), noise.salted(1).salted(1)]
+    numbers = [stream.samples(0, 6).uniform(4).flatten() for stream in streams]
+    numbers += [stream.uniform(4).flatten() for stream in streams]
+    assert torch.cat(numbers).unique().numel() == 4 * (6 + 1) * 5 * 4

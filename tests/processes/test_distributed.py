@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.processes import collectives, devices, launch
+from utils.processes import collectives, devices, launch, ranks, rendezvous
 
 LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "MV2_", "SLURM_", "TORCHELASTIC_", "LOCAL_WORLD", "RANK")
 
@@ -54,7 +54,7 @@ def test_slurm_ranks_and_first_node(monkeypatch):
             monkeypatch.setenv(f"SLURM_STEP_{name}", value)
         for name, value in {"PROCID": "5", "LOCALID": "1", "JOB_ID": "123456"}.items():
             monkeypatch.setenv(f"SLURM_{name}", value)
-        found = launch._from_srun()
+        found = ranks.from_srun()
         assert (found.rank, found.world, found.local_rank) == (5, 8, 1)
         import os
 
@@ -62,8 +62,8 @@ def test_slurm_ranks_and_first_node(monkeypatch):
 
 
 def test_the_interface_towards_a_host():
-    assert launch._interface("127.0.0.1", 9) in ("lo", "lo0")
-    assert launch._interface("::1", 9) is None
+    assert rendezvous.interface("127.0.0.1", 9) in ("lo", "lo0")
+    assert rendezvous.interface("::1", 9) is None
 
 
 def test_one_process_is_the_identity():

@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from tests.commands import QUIET, SMALL, call, environment, forks, only_run
+from utils.processes.peers import INTERRUPTED_MESSAGE
 
 RUN = ["experiment=digits_dct_ladder", *SMALL, *QUIET, "task.estimators=[]"]
 
 
-def run(folder, world, fault, *more):
+def run(folder, world, fault, *more, **case):
     """(statuses, seconds from the first end to the last, all that was printed to each stream)."""
     places = {"folder": str(folder), "output": str(folder), "environment": environment(folder)}
     batch = f"dataset.data_module.batch_size={33 * world}"
     arguments = [*RUN, "train.checkpoint_every=1 step", batch, *more]
-    statuses, seconds = forks().run(arguments=arguments, world=world, fault=fault, **places)
+    statuses, seconds = forks().run(arguments=arguments, world=world, fault=fault, **places, **case)
     texts = [
         "".join((folder / f"{name}{rank}.txt").read_text() for rank in range(world))
         for name in ("output", "errors")
@@ -36,6 +37,7 @@ def slow(*case):
         slow(2, 0, ["fail"], "LookupError: a bug"),
         (2, 1, ["spoil"], "Error in process 1: Training stopped at step 4: the loss is nan, first"),
         slow(2, 1, ["drift"], "step 5: the processes have different weights, first encoder.stem"),
+        slow(2, 1, ["run_out_of_memory"], "Error in process 1: CUDA out of memory. Tried to"),
         slow(2, 0, ["fill_disk"], "checkpoint last.pth could not be written ([Errno 27] File too"),
     ],
 )
@@ -73,6 +75,17 @@ def test_one_process_asked_to_stop_asks_all(tmp_path, number):
     assert saved["progress"]["step"] == 4
     batch = "dataset.data_module.batch_size=66"
     assert "continuing at epoch 1, step 5" in call(tmp_path, *RUN, batch).stdout
+
+
+@pytest.mark.parametrize("rank", [1, slow(0)])
+def test_one_process_asked_to_stop_in_validation_has_the_run_saved(tmp_path, rank):
+    more = ["dataset.data_module.test_batch_size=5", "train.checkpoint_every=60"]
+    fault = [rank, 4, "ask_in_validation", signal.SIGTERM]
+    statuses, seconds, output, errors = run(tmp_path, 2, fault, *more)
+    assert statuses == [75, 75] and seconds < 30 and "epoch    1" not in output
+    assert errors == f"{INTERRUPTED_MESSAGE}\n"
+    saved = torch.load(only_run(tmp_path) / "checkpoints" / "last.pth", weights_only=True)
+    assert saved["progress"]["step"] == 1300 // 66 and saved["progress"]["epoch"] == 0
 
 
 @pytest.mark.parametrize("wrong", ["train.optimizer.lr=-1", slow("train.ddp=false")])

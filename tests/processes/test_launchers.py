@@ -1,6 +1,7 @@
 """Several processes as they are really launched: mpiexec and torchrun, with their signals."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands import COMMAND, QUIET, SMALL, call, environment, metrics, only_run
+from tests.conftest import ROOT
+from utils.processes.peers import KILLED
 
 BIN = Path(sys.executable).parent
 MPIEXEC = [str(BIN / "mpiexec"), "-n"]
@@ -103,15 +106,39 @@ def test_torchrun_and_three_by_mpiexec(tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_with_other_code_do_not_train_together(tmp_path):
+    """A machine whose copy of the project has a line more."""
+    other = tmp_path / "other"
+    shutil.copytree(ROOT, other, ignore=shutil.ignore_patterns(".git", "__pycache__"))
+    with open(other / "model" / "noise.py", "a") as file:
+        file.write("\n# to be tried\n")
+    command = [sys.executable, "-u", str(other / "run_experiment.py"), *RUN]
+    done = subprocess.run(
+        [*MPIEXEC, "1", *COMMAND, *RUN, ":", "-n", "1", *command],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode != 0 and not (tmp_path / "runs").exists()
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("Error in process 1: the digest of the code is ")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_killed_process_is_the_end_of_all(tmp_path, launcher, rank):
     process = start(tmp_path, launcher)
     (victim,) = (p for p, place in members(tmp_path).items() if place == rank)
     os.kill(victim, signal.SIGKILL)
-    _, seconds = end(process, tmp_path)
+    errors, seconds = end(process, tmp_path)
     print(f"{launcher}, process {rank} killed: all ended after {seconds:.1f} s")
     assert process.returncode != 0 and seconds < 30 and not members(tmp_path)
+    # mpiexec kills the others in a moment, with a message of its own that says less.
+    who = f"Error in process {rank}: it" if rank != "0" else "Error: the main process"
+    assert errors.count(f"{who} {KILLED}") == 1, errors
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ import sys
 from tests.conftest import ROOT
 from tests.evaluation.test_record import FULL
 from utils.evaluation.record import ScoreRecord
+from utils.files import write_json
 from utils.report.page import Section, write_page
-from utils.report.tables import layer_table, score_table, show_score
+from utils.report.tables import layer_table, score_table, show_finished, show_score
 from utils.table import Cell, Column, Table
 from utils.terminal import Terminal
 
@@ -43,6 +44,17 @@ def test_a_scores_tables_have_a_cell_per_column():
     show_score(Terminal(False), record)
     shapes = [row[2].text for row in layer_table(record, shapes=[(1, 2, 2), (1, 4, 4)]).rows]
     assert shapes == ["1 × 2 × 2", "1 × 4 × 4"]
+
+
+def test_a_finished_run_without_its_checkpoints_says_so(tmp_path, capsys):
+    path = write_json(tmp_path / "results.json", FULL)
+    show_finished(Terminal(), path, {})
+    assert "Its best checkpoint is gone" in capsys.readouterr().out
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.pth").touch()
+    show_finished(Terminal(), path, {})
+    output = capsys.readouterr().out
+    assert "is gone" not in output and f"task=report checkpoint={tmp_path} makes one" in output
 
 
 def test_tables_need_neither_matplotlib_nor_scipy_stats():

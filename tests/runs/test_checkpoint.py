@@ -52,6 +52,28 @@ def test_a_file_is_all_it_takes(saved):
     assert b"planted-key" not in path.read_bytes()
 
 
+def test_results_go_to_the_runs_folder_without_its_settings_too(saved, tmp_path):
+    path, _ = saved
+    run = path.parent.parent
+    (run / "config.yaml").rename(run / "run.json")  # one of the two is enough
+    assert checkpoint.output_folder(run, "runs") == run
+    (tmp_path / "latest").symlink_to(run)  # the user's own link, where the checkpoint is read
+    assert checkpoint.output_folder(tmp_path / "latest", "runs") == run
+    (run / "run.json").unlink()
+    assert checkpoint.output_folder(run, tmp_path) == tmp_path / "best"
+
+
+def test_a_name_that_is_not_utf_8_is_one(saved):
+    path, model = saved
+    odd = path.with_name("a\udcff\x1b[2Jb.pth")
+    shutil.copy(path, odd)
+    loaded, _ = load_model(odd)
+    assert all(
+        torch.equal(value, model.state_dict()[name] + 1)
+        for name, value in loaded.state_dict().items()
+    )
+
+
 def test_wrong_files_get_one_sentence(saved, tmp_path):
     path, _ = saved
     cut = tmp_path / "cut.pth"
@@ -236,8 +258,13 @@ def test_files_without_a_record_are_taken_up(tmp_path):
     checkpoints.save(path, {}, step_state(2))
     path.write_bytes(b"")
     assert checkpoints.newest(path)[0]["progress"]["step"] == 1
-    (tmp_path / "manifest.json").write_text("{")
-    assert checkpoints.newest(path)[0]["progress"]["step"] == 1
+    lists = ('"text"', "3", "null", "[3]", "[{}]", '["text"]', '[{"sha256": 3}]', "[null]")
+    texts = [f'{{"last": {listed}}}' for listed in lists]
+    for text in ("{", "[]", "3", "null", "\udcff", 100_000 * "[", *texts):
+        (tmp_path / "manifest.json").write_text(text, errors="surrogateescape")
+        assert checkpoints.newest(path)[0]["progress"]["step"] == 1, text
+    checkpoints.save(path, {}, step_state(3))
+    assert checkpoints.newest(path)[0]["progress"]["step"] == 3
 
 
 def test_what_comes_back_another_is_not_kept(tmp_path, monkeypatch):

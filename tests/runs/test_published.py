@@ -177,7 +177,7 @@ def test_published_likelihood_of_the_trained_model(references, shared_data):
     stats = json.loads((references / "mnist_dct_trained_stats.json").read_text())
     model, images = _trained(references, shared_data, 256)
     found, _ = estimate_nll(
-        model, EvaluationBatches(images, 255, 64), "published", 16, 1, 0, lambda n: None
+        model, EvaluationBatches(images, 255, 64), "published", 16, 1, 1, 0, lambda n: None
     )
     error = (found.nll_se**2 + stats["nll_published_se_over_images"] ** 2) ** 0.5
     assert abs(found.nll - stats["nll_published_16_samples_first_256"]) < 4 * error
@@ -194,7 +194,7 @@ def test_a_published_file_is_tested_by_the_command(references, shared_data, tmp_
     raw = np.fromfile(shared_data / "MNIST/raw/t10k-images-idx3-ubyte", dtype=np.uint8)
     images = torch.from_numpy(raw[16:].reshape(-1, 1, 28, 28)[:4].copy())
     expected, _ = estimate_nll(
-        model, EvaluationBatches(images, 255, 4), "iwae", 2, 16, 123, lambda n: None
+        model, EvaluationBatches(images, 255, 4), "iwae", 2, 2, 4, 0, lambda n: None
     )
     assert found["likelihoods"][0]["nll"] == pytest.approx(expected.nll, rel=1e-5)
 
@@ -226,7 +226,7 @@ def test_averaged_weights_are_preferred(references):
     averaged = {f"module.{k}": v + 1 for k, v in weights.items()}
     content["ema_model_state_dict"] = averaged | {"n_averaged": torch.tensor(3)}
     model, _ = load_model(references / "mnist_plain.pth", CHECKPOINTS["mnist_plain"])
-    found = published.convert(content, model)
+    found = published.convert(content, model, "checkpoint=mnist_plain.pth")
     assert torch.equal(found["encoder.stem.bias"], weights["encoder.pre_process.0.bias"] + 1)
 
 

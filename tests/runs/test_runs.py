@@ -1,31 +1,26 @@
 """A run's folder: one process at a time, nothing lost when it starts anew."""
 
 import json
-import logging
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT, compose
+from tests.training.trainers import make_trainer
 from utils.errors import ConfigError
 from utils.processes.launch import Processes
-from utils.runs.folder import RunFolder, locked
+from utils.runs import checkpoints
+from utils.runs.access import locked
+from utils.runs.folder import RunFolder
+from utils.terminal import Terminal
+from utils.tracking.sinks import Sink
+from utils.tracking.tracker import open_tracker
 
-
-@pytest.fixture(autouse=True)
-def own_log():
-    """Put the log's handlers back after each test."""
-    root = logging.getLogger()
-    handlers = list(root.handlers)
-    yield
-    logging.captureWarnings(False)
-    for handler in list(root.handlers):
-        if handler not in handlers:
-            handler.close()
-    root.handlers = handlers
+pytestmark = pytest.mark.usefixtures("own_log")
 
 
 def folder(tmp_path, *overrides, processes=None) -> RunFolder:
@@ -48,8 +43,65 @@ def test_a_second_process_is_told_to_wait(tmp_path):
         assert second.wandb_id == first.wandb_id
 
 
+class Events(Sink):
+    """Lists what reaches a tracker."""
+
+    def __init__(self):
+        self.events = []
+
+    def log(self, values, epoch, step):
+        """Nothing."""
+
+    def checkpoint(self, name, path, metadata):
+        """A checkpoint has been written."""
+        self.events.append(f"{name} written at step {metadata['step']}")
+
+    def close(self, failed):
+        """The tracker is closed."""
+        self.events.append("closed")
+
+
+@pytest.mark.parametrize("disk", ["slow", "full"])
+def test_lock_and_tracker_outlive_what_is_written_when_training_fails(
+    tmp_path, monkeypatch, capsys, disk
+):
+    run, trainer, sink = folder(tmp_path), make_trainer(tmp_path), Events()
+    save, step = checkpoints.save, trainer.train_step
+
+    def late(path, *args):
+        if trainer.progress.step == 0:
+            return save(path, *args)
+        time.sleep(0.3)
+        with pytest.raises(ConfigError, match="is being trained"):
+            locked(run.path)
+        if disk == "full":
+            raise OSError(28, "No space left on device")
+        return save(path, *args)
+
+    def failing(*args):
+        step(*args)
+        trainer.checkpointer.save("last")
+        raise RuntimeError("after the first step")
+
+    monkeypatch.setattr(checkpoints, "save", late)
+    wandb = compose("digits_ladder", "wandb.setup.mode=disabled").wandb
+    trainer.train_step, trainer.terminal = failing, Terminal()
+    trainer.checkpointer.terminal = trainer.terminal
+    with (
+        pytest.raises(RuntimeError, match="after the first step"),
+        run.opened(start_over=False),
+        open_tracker(wandb, run, trainer.model, trainer.terminal, [lambda path: sink]) as tracker,
+    ):
+        trainer.checkpointer.saver = run.saver(tracker)
+        trainer.fit()
+    written = ["last written at step 0", "last written at step 1"]
+    assert sink.events == [*(written if disk == "slow" else written[:1]), "closed"]
+    told = "Note: the checkpoint last.pth could not be written ([Errno 28] No space left on device)"
+    assert (told in capsys.readouterr().out) == (disk == "full")
+
+
 def test_a_killed_process_gives_its_lock_up(tmp_path):
-    program = "import sys, time; from pathlib import Path; from utils.runs.folder import locked\n"
+    program = "import sys, time; from pathlib import Path; from utils.runs.access import locked\n"
     program += "lock = locked(Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:

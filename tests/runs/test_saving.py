@@ -70,3 +70,35 @@ def test_a_last_checkpoint_never_speaks_of_a_best_one_that_is_not_there():
     saver.put(["last"], {"step": 3})
     saver.finish()
     assert writer.written == [("best", 1), ("last", 3)]
+
+
+class Interleaved(Saver):
+    """In the middle of a `check`, lets a write fail."""
+
+    def __init__(self, writer):
+        super().__init__(writer)
+        self.failed = Event()
+
+    @property
+    def _error(self):
+        error = self.error
+        if self._thread is not None:
+            self.write.go.set()
+            self.failed.wait(0.2)
+        return error
+
+    @_error.setter
+    def _error(self, error):
+        self.error = error
+        if error:
+            self.failed.set()
+
+
+def test_a_failure_during_a_check_is_not_lost():
+    writer = Writer()
+    writer.failing = {"last"}
+    saver = Interleaved(writer)
+    saver.put(["last"], {"step": 1})
+    with pytest.raises(SaveFailed, match=r"last\.pth"):
+        saver.check()
+        saver.finish()

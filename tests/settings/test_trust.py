@@ -105,6 +105,15 @@ def test_settings_that_are_none_are_refused(saved):
             load_model(saved[0].parent / "bad.pth")
 
 
+@pytest.mark.parametrize("group", ["train", "model", "dataset"])
+def test_a_group_that_is_none_takes_no_override(saved, group):
+    for value in ([[1]], "text", 3, None):
+        path = planted(saved[0], lambda settings, value=value: settings.update({group: value}))
+        with pytest.raises(ValueError, match=r"[.?]$") as caught:
+            load_model(path, [f"{group}.more=1"])
+        assert "\n" not in str(caught.value) and group in str(caught.value)
+
+
 def test_a_run_folder_from_elsewhere_authorises_nothing(saved, canaries, tmp_path):
     """Its config.yaml and checkpoints name code, secrets and places; no task follows."""
     _, call = canaries

@@ -47,6 +47,21 @@ def test_rewinding_drops_what_will_be_logged_again_and_a_line_cut_short(tmp_path
     assert path.read_text().count("\n") == 2
 
 
+@pytest.mark.parametrize(
+    "line", ["5", "[1]", "null", "{}", '{"epoch": "1", "step": 1}', "[" * 100_000, "\x80\xff"]
+)
+def test_a_line_that_is_no_row_is_left_out(tmp_path, caplog, line):
+    path = tmp_path / "metrics.jsonl"
+    sink = LocalSink(path)
+    sink.log({"a": 0.1}, epoch=1, step=10)
+    with open(path, "a", encoding="latin-1") as file:
+        file.write(f"{line}\n")
+    sink.log({"a": 0.2}, epoch=2, step=20)
+    assert [row["step"] for row in sink.rows()] == [10, 20] and "left out" in caplog.text
+    Tracker(tmp_path, [sink]).begin(1)
+    assert path.read_text() == '{"epoch": 1, "step": 10, "a": 0.1}\n'
+
+
 def test_a_mirror_in_trouble_does_not_end_the_run(tmp_path, caplog):
     local = LocalSink(tmp_path / "metrics.jsonl")
     tracker = Tracker(tmp_path, [Broken(), local])
@@ -57,7 +72,8 @@ def test_a_mirror_in_trouble_does_not_end_the_run(tmp_path, caplog):
 
 def test_trouble_with_the_folder_itself_does(tmp_path):
     tracker = Tracker(tmp_path, [LocalSink(tmp_path / "gone" / "metrics.jsonl")])
-    with pytest.raises(FileNotFoundError):
+    told = r"metrics.jsonl could not be written \(No such file.* folder was removed or renamed"
+    with pytest.raises(OSError, match=told):
         tracker.log({"a": 1.0}, epoch=1, step=1)
 
 

@@ -55,7 +55,8 @@ def logged(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("logged")
     tags = ["wandb.tags=[small,plain]", "wandb.notes=a test", "wandb.tensorboard=true"]
     others = set(server.runs)
-    found = run(server, folder, COMMAND, *ONLINE, *tags)
+    steps = "dataset.data_module.batch_size=20"  # as many as it takes for units to be active
+    found = run(server, folder, COMMAND, *ONLINE, *tags, steps)
     assert found.returncode == 0 and found.stderr == "", found.stdout + found.stderr
     (identity,) = set(server.runs) - others
     return folder, f"{ENTITY}/dct_ladder_vae/{identity}"

@@ -18,8 +18,8 @@ def make_pair(folder, *overrides, log_every=4):
     trainers = []
     for name in ("immediate", "deferred"):
         (folder / name).mkdir(exist_ok=True)
-        every = f"train.log_every={log_every}"
-        trainers.append(make_trainer(folder / name, every, *overrides))
+        base = [f"train.log_every={log_every}", "model.latent_scales=[2,1]"]
+        trainers.append(make_trainer(folder / name, *base, *overrides))
     trainers[1].deferred = trainers[1].defer_steps()  # as on a GPU
     return trainers
 
@@ -34,6 +34,13 @@ def assert_same(immediate, deferred):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     folders = [trainer.tracker.folder for trainer in (immediate, deferred)]
     assert rows(folders[0]) == rows(folders[1])
+
+
+def spoil(trainer, factors):
+    """Multiply a gradient in these training steps (from 1)."""
+    trainer.model.encoder.stem.bias.register_hook(
+        lambda g: g.abs() * factors.get(trainer.progress.step + 1, 1.0)
+    )
 
 
 class NothingRead(TorchDispatchMode):
@@ -55,7 +62,7 @@ def test_a_deferred_step_reads_nothing(tmp_path):
 
 def test_deferred_steps_change_nothing(tmp_path):
     overrides = ["train.acc_grad=2", "model.decoder.z_L_prior.t_sample=loss_aware"]
-    overrides += ["train.checkpoint_every=4 steps"]
+    overrides += ["train.checkpoint_every=4 steps", "train.ema_rate=0.9", "train.use_amp=true"]
     trainers = make_pair(tmp_path, *overrides, log_every=3)
     saved = []
     for trainer in trainers:
@@ -74,14 +81,25 @@ def test_deferred_steps_change_nothing(tmp_path):
 
 def test_deferred_steps_that_are_not_accepted_are_done_again(tmp_path):
     overrides = ["train.on_nonfinite=skip", "model.decoder.z_L_prior.t_sample=loss_aware"]
-    trainers = make_pair(tmp_path, *overrides, "train.grad_skip_thr=1e4")
+    overrides += ["train.grad_skip_thr=1e4", "train.ema_rate=0.9"]
+    trainers = make_pair(tmp_path, *overrides)
     for trainer in trainers:
-        bad = {2: math.nan, 7: 1e9, 8: math.inf}  # by what the gradient is multiplied
-        trainer.model.encoder.stem.bias.register_hook(
-            lambda g, t=trainer, bad=bad: g.abs() * bad.get(t.progress.step + 1, 1.0)
-        )
+        spoil(trainer, {1: math.inf, 3: math.nan, 7: 1e9, 8: math.inf})
         trainer.fit()
-    assert trainers[0].progress.skipped == 3
+    assert trainers[0].progress.skipped == 4
+    assert trainers[0].state.ema.n_averaged == 11
+    assert_same(*trainers)
+
+
+def test_deferred_steps_move_the_loss_scale_as_others_do(tmp_path):
+    """An infinite gradient lowers it, whatever the losses; some finite ones in a row raise it."""
+    trainers = make_pair(tmp_path, "train.on_nonfinite=skip", "train.grad_skip_thr=1e4")
+    for trainer in trainers:
+        trainer.state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        spoil(trainer, {1: math.inf, 6: 1e9})
+        trainer.fit()
+    assert trainers[0].progress.skipped == 1  # the other is the scaler's
+    assert trainers[0].state.scaler.get_scale() == 64  # 8 / 2, and four times three good ones
     assert_same(*trainers)
 
 
@@ -115,8 +133,9 @@ def test_a_stop_is_heard_at_the_next_reading(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_is_not_waited_for_within_a_step(tmp_path):
-    trainer = make_trainer(tmp_path, "train.log_every=100", device="cuda")
+@pytest.mark.parametrize("override", ["train.ema_rate=0.9", "train.use_amp=true"])
+def test_a_gpu_is_not_waited_for_within_a_step(tmp_path, override):
+    trainer = make_trainer(tmp_path, "train.log_every=100", override, device="cuda")
     assert trainer.deferred
     steps = list(trainer.batches.epoch(0))
     trainer.train_step(steps[0], 1.0)  # which finds algorithms

@@ -33,7 +33,7 @@ def epoch(progress: Progress) -> EpochMetrics:
     """Of the epoch that `progress` is in, with a validation loss of 0.5 bits/dim."""
     means = progress.means(batch_size=8)
     return EpochMetrics(
-        3, progress.step, progress.skipped, 1.0, 0.01, means, 0.5, REPORT, PER_LAYER
+        3, progress.step, progress.skipped, 1.0, 0.01, means, 0.5, REPORT, 0.4, PER_LAYER
     )
 
 
@@ -49,7 +49,7 @@ def test_an_epoch_is_recorded_under_its_known_keys():
         *("collapse/kl_0", "collapse/active_units_0", "collapse/kl_1", "collapse/active_units_1"),
     ]
     assert [values[f"train/{name}"] for name in TRAINING] == [2.0, 25.0, 5.5, 3.0, 8.0]
-    assert values["val/kl"] == 12.0 and values["val/active_units"] == 0.5
+    assert values["val/kl"] == 12.0 and values["val/active_units"] == 0.4
 
 
 def test_an_epoch_without_a_finite_step_has_no_training_means():
@@ -57,7 +57,7 @@ def test_an_epoch_without_a_finite_step_has_no_training_means():
     assert not any(f"train/{name}" in metrics.tracker_values() for name in TRAINING)
     assert metrics.terminal_line(3723.0, improved=False) == (
         "epoch    3  train nan bits/dim  val 0.5000 bits/dim = 42.00 nats (reconstruction 30.00 + "
-        "KL 12.00)  active 50%  0 images/s  left 1:02:03  skipped 5"
+        "KL 12.00)  active 40%  0 images/s  left 1:02:03  skipped 5"
     )
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from datasets.loaders import Batch
+from tests.evaluation.test_collapse import collapse
 from tests.training.trainers import make_trainer, rows, weights
+from utils.runs.background import snapshot
 from utils.runs.signals import Interrupted
 from utils.training.stopping import TrainingStopped
 
@@ -197,6 +199,27 @@ def test_an_infinite_gradient_is_skipped_where_steps_may_be(tmp_path):
     assert trainer.progress.skipped == 5
 
 
+def test_a_step_that_the_loss_scaler_leaves_out_moves_nothing(tmp_path):
+    """Neither weights and their average, nor the diffusion's running mean of each t's loss."""
+    overrides = ["train.ema_rate=0.9", "model.decoder.z_L_prior.t_sample=loss_aware"]
+    trainer = make_trainer(tmp_path, *overrides)
+    state = trainer.state
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer.model.encoder.stem.bias.register_hook(
+        lambda g: g * math.inf if trainer.progress.step == 2 else g
+    )
+    moved, scales = [], []
+    for micro_batches in trainer.batches.epoch(0):
+        before = snapshot([*weights(trainer), *state.ema.state_dict().values()])
+        trainer.train_step(micro_batches, 1.0)
+        after = [*weights(trainer), *state.ema.state_dict().values()]
+        moved.append(not all(map(torch.equal, before, after)))
+        scales.append(state.scaler.get_scale())
+    assert moved == [True, True, False, True, True] and scales == [8, 8, 4, 4, 4]
+    assert state.ema.n_averaged == trainer.progress.sums[0] == 4
+    assert trainer.progress.skipped == 0
+
+
 def test_the_average_is_what_gets_evaluated(tmp_path):
     trainer = make_trainer(tmp_path, "train.ema_rate=0.5", "train.max_epochs=1")
     names = [n for n, _ in trainer.model.named_parameters()]
@@ -232,11 +255,39 @@ def test_early_stopping(tmp_path):
 def test_schedulers_and_optimisers(tmp_path, scheduler, optimizer):
     choices = [f"train/scheduler={scheduler}", f"train/optimizer={optimizer}"]
     trainer = make_trainer(tmp_path, *choices, "train.max_epochs=2")
+    step, used = trainer.train_step, []
+
+    def noted(*args):
+        used.append(trainer.state.optimizer.param_groups[0]["lr"])
+        return step(*args)
+
+    trainer.train_step = noted
     trainer.fit()
-    rates = [row["train/lr"] for row in rows(tmp_path)]
     assert trainer.state.optimizer.__class__.__name__.lower() == optimizer
+    rates = [row["train/lr"] for row in rows(tmp_path)]
+    assert rates == used[::5] == used[4::5]  # five steps an epoch
     if scheduler in ("cosine", "cyclic"):
-        assert rates[0] != trainer.state.optimizer.param_groups[0]["lr"]
+        assert rates[0] != rates[1]
+
+
+def test_validation_draws_the_same_for_every_training_seed(tmp_path):
+    first, second, other = (
+        make_trainer(tmp_path, f"train.seed={seed}", f"task.noise_seed={noise}")
+        for seed, noise in ((0, 0), (1, 0), (0, 1))
+    )
+    found = []
+    for trainer in (first, second, other):
+        trainer.model.load_state_dict(first.model.state_dict())
+        found.append(trainer.validate().nelbo)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_an_epoch_counts_no_collapsed_unit_as_active(tmp_path):
+    trainer = make_trainer(tmp_path, "train.max_epochs=1")
+    trainer.validate = lambda: collapse(lambda x: [torch.randn(len(x), 400)], 1, 500, samples=2)
+    trainer.fit()
+    (row,) = rows(tmp_path)
+    assert row["val/active_units"] == row["collapse/active_units_0"] == 0
 
 
 def test_a_clock_that_jumps_does_no_harm(tmp_path, monkeypatch):

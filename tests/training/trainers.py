@@ -30,11 +30,13 @@ def make_trainer(
     torch.manual_seed(settings.train.seed)
     model = build.build_model(settings).to(device, dtype)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 17, (56, 1, 8, 8), generator=generator).to(device, torch.uint8)
-    model.fit_context(images[:40], 16)
+    dataset = settings.dataset
+    shape, top = (56, dataset.channels, dataset.image_size, dataset.image_size), dataset.levels - 1
+    images = torch.randint(0, top + 1, shape, generator=generator).to(device, torch.uint8)
+    model.fit_context(images[:40], top)
     batches = TrainBatches(
         images[:40],
-        16,
+        top,
         settings.dataset.data_module.batch_size,
         settings.train.seed,
         rank=processes.rank,
@@ -49,7 +51,7 @@ def make_trainer(
         model,
         build.build_objective(settings),
         batches,
-        EvaluationBatches(images[40:], 16, 8),
+        EvaluationBatches(images[40:], top, 8),
         *(
             (optimizer(model.parameters()), None)
             if optimizer
@@ -61,6 +63,7 @@ def make_trainer(
         tracker=Tracker(folder, [LocalSink(folder / "metrics.jsonl")]),
         terminal=Terminal(shown=False),
         signals=Signals(60),
+        noise_seed=settings.task.noise_seed,
     )
 
 

@@ -7,7 +7,7 @@ chunk size or the number of processes, beyond the order of floating-point sums.
 from collections.abc import Callable
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from datasets.loaders import EvaluationBatches
@@ -28,11 +28,21 @@ class NllEstimate(BaseModel, frozen=True, defer_build=True):
 
     estimator: str
     num_samples: int
-    prior_samples: int | None  # diffusion paths, if the estimator draws any
+    prior_samples: int | None  # diffusion paths of each context, if the estimator draws any
+    # Samples that share a context. None: it has none, or an earlier version shared one by all.
+    per_context: int | None = Field(None, exclude_if=lambda value: value is None)
     nll: float
     nll_se: float
     ess: float  # effective sample size of the num_samples weights, mean over images
     images: int
+
+    @property
+    def protocol(self) -> str:
+        """How the context is sampled, in words; empty where there is none."""
+        if self.prior_samples is None:
+            return ""
+        every = f"every {self.per_context} samples" if self.per_context else "all samples"
+        return f"a context for {every}, {self.prior_samples} paths each"
 
     @property
     def warning(self) -> str | None:
@@ -76,31 +86,37 @@ def estimate_nll(
     estimator: str | Estimator,
     num_samples: int,
     prior_samples: int,
+    per_context: int,
     seed: int,
     tick: Callable[[int], None],
 ) -> tuple[NllEstimate, Tensor]:
     """−log p(x) with num_samples importance samples over the images of all processes.
 
+    prior_samples, per_context: `paths` and `per_context` of `ImportanceSamples`.
     Returns the averages, and every image's −log p(x): (N,) nats, float64.
     """
     model.eval()
-    all_ids, per_image, rows = [], [], None
-    for batch in batches:
+    # The first of each is of no image: a process may have none.
+    all_ids, per_image = [torch.empty(0).long()], [torch.empty(0, 2).double()]
+    rows = None
+    for batch in (batch for batch in batches if len(batch.ids)):
         rows = rows or rows_that_fit(model, batch.x[:1])
-        chunks = zip(batch.x.split(IMAGES_AT_ONCE), batch.ids.split(IMAGES_AT_ONCE), strict=True)
-        for x, ids in chunks:
+        at_once = max(1, min(IMAGES_AT_ONCE, rows // per_context))
+        for x, ids in zip(batch.x.split(at_once), batch.ids.split(at_once), strict=True):
             noise = Noise.keyed(ids, seed, NoisePurpose.LIKELIHOOD)
-            log_p, ess = model.estimate(x, num_samples, estimator, noise, prior_samples, rows)
+            options = {"paths": prior_samples, "per_context": per_context, "max_rows": rows}
+            log_p, ess = model.estimate(x, num_samples, estimator, noise, **options)
             all_ids.append(ids.cpu())
             per_image.append(torch.stack([-log_p.cpu().double(), ess.cpu().double()], 1))
             tick(len(ids))
     nll, ess = collectives.by_image(all_ids, per_image, len(batches.images)).unbind(1)
     mean, error = mean_and_error(nll)
-    uses_paths = named(estimator).uses_prior_paths and model.uses_paths
+    samples_prior = named(estimator).uses_prior_paths
     estimate = NllEstimate(
         estimator=named(estimator).name,
         num_samples=num_samples,
-        prior_samples=prior_samples if uses_paths else None,
+        prior_samples=prior_samples if samples_prior and model.uses_paths else None,
+        per_context=per_context if samples_prior and model.decoder.num_top else None,
         nll=mean,
         nll_se=error,
         ess=ess.mean().item(),
@@ -121,9 +137,10 @@ def rows_that_fit(model: LadderVAE, x: Tensor) -> int:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Bytes of memory that can be taken on the device."""
+    """Bytes that can be taken on the device, those included that PyTorch keeps for reuse."""
     import psutil  # not at every start
 
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return psutil.virtual_memory().available

@@ -102,6 +102,15 @@ class LatentUnits:
         bounds = (self.variance, self.variance - margin, self.variance + margin)
         return tuple(int((values > threshold).sum()) for values in bounds)
 
+    def surely_active(self, threshold: float = ACTIVE_THRESHOLD) -> Tensor:
+        """Which units are over the threshold beyond chance, however few the samples: bool.
+
+        By simultaneous intervals (Bonferroni): that any unit under it is among them has a
+        probability of 5 % at most.
+        """
+        quantile = torch.tensor(1.0 - 0.05 / len(self.variance), dtype=torch.float64)
+        return self.variance - torch.special.ndtri(quantile) * self.variance_se > threshold
+
     def collapsed(self, epsilon: int, delta: float = DELTA) -> int:
         """The number of units with KL < EPSILONS[epsilon] for at least 1 − delta of the images."""
         return int((self.share_below_epsilon[epsilon] >= 1.0 - delta).sum())
@@ -121,9 +130,14 @@ class Collapse:
         """Reconstruction + KL: (N,) nats."""
         return self.reconstruction + self.kl.sum(1)
 
+    @property
+    def surely_active_units(self) -> float:
+        """Share of elements over all layers that are active beyond chance."""
+        return torch.cat([units.surely_active() for units in self.layers]).double().mean().item()
+
     def log_variances(self) -> dict[int, list[float]]:
-        """log Var_x(E_q[z | x]) of the active units by layer, for the layers that have any."""
-        active = [units.variance[units.variance > ACTIVE_THRESHOLD] for units in self.layers]
+        """log Var_x(E_q[z | x]) of the units active beyond chance, for layers that have any."""
+        active = [units.variance[units.surely_active()] for units in self.layers]
         return {layer: v.log().tolist() for layer, v in enumerate(active) if len(v)}
 
     def report(self) -> CollapseReport:

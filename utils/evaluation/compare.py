@@ -78,7 +78,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
         dataset=first.dataset,
         split=first.split,
         images=first.bound.images,
-        protocol=[*dict.fromkeys(run.record.protocol for run in runs)],
+        protocol=[
+            *dict.fromkeys(f"{run.record.protocol}, {run.record.conditions_text}" for run in runs)
+        ],
         groups=[_summary(group, compared) for group in grouped],
         base=base.label,
         differences=[

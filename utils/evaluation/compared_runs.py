@@ -16,14 +16,15 @@ import numpy as np
 from utils import checkpoint
 from utils.errors import ConfigError
 from utils.evaluation.collapse import CollapseReport
-from utils.evaluation.record import REMEDY, ScoreRecord
+from utils.evaluation.record import REMEDY, ScoreRecord, conditions
 from utils.files import file_digest
-from utils.runs.folder import RESULTS, expand_pattern
-from utils.settings.identity import determining
+from utils.runs.folder import RESULTS
+from utils.runs.stored import expand_pattern
+from utils.settings.identity import FORMER, determining
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema.task import CompareTask
 
-EVALUATION = ("train.seed", "model.is_k", "model.is_k_prior")  # may differ for the same model
+EVALUATION = ("train.seed", "model.is_k", *FORMER)  # may differ for the same model
 NAMED_DIFFERENCES = 3  # settings that a group's label may spell out
 
 
@@ -118,21 +119,36 @@ def read_run(path: Path) -> Run:
             per_image = {name: arrays[name] for name in arrays.files}
     except (BadZipFile, ValueError, EOFError) as error:
         raise ConfigError(f"{arrays_path} is damaged ({error}): {REMEDY}.") from error
-    return Run(record, per_image)
+    run = Run(record, per_image)
+    if not _belong_together(run):  # as when an evaluation was killed between the two files
+        raise ConfigError(f"{arrays_path} is of other scores than {path}: {REMEDY}.")
+    return run
+
+
+def _belong_together(run: Run) -> bool:
+    """Whether the per-image figures are those that the record has the averages of."""
+    images, arrays = run.bound.images, run.per_image
+    shapes = {f"nll_{estimate.estimator}": (images,) for estimate in run.record.likelihoods}
+    shapes |= {"nelbo": (images,), "kl": (images, len(run.bound.kl))}
+    if any(name not in arrays or arrays[name].shape != shape for name, shape in shapes.items()):
+        return False
+    means = [arrays[f"nll_{estimate.estimator}"].mean() for estimate in run.record.likelihoods]
+    recorded = [estimate.nll for estimate in run.record.likelihoods]
+    return np.allclose(means, recorded, rtol=1e-6, equal_nan=True)
 
 
 def _answers(record: ScoreRecord, task: CompareTask, overrides: Sequence[str]) -> bool:
-    """Whether a record is of the split, images, estimators and samples asked for."""
-    settings = recorded_settings(record.config, overrides, record.checkpoint, None)
-    model = settings.model
+    """Whether a record is of the split, images, conditions, estimators and samples asked for."""
+    model = recorded_settings(record.config, overrides, record.checkpoint, None).model
     return (
         record.split == task.split
-        and record.seed == settings.train.seed
+        and record.conditions == conditions(task)
         and record.config["task"].get("num_images") == task.num_images
         and set(task.estimators) <= {estimate.estimator for estimate in record.likelihoods}
         and all(
             estimate.num_samples == model.is_k
-            and estimate.prior_samples in (None, model.is_k_prior)
+            and estimate.prior_samples in (None, model.is_k_paths)
+            and (estimate.prior_samples is None or estimate.per_context == model.is_k_per_context)
             for estimate in record.likelihoods
         )
     )
@@ -142,11 +158,12 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     """The runs grouped by all settings but the seed, in the order in which they are given.
 
     Raises:
-        ConfigError: if they were evaluated on different images, or one of them appears twice.
+        ConfigError: if they were evaluated on different images or under different conditions, or
+            one of them appears twice.
     """
     by_settings: dict[str, list[Run]] = {}
     for run in runs:
-        _check_images(run.record, runs[0].record)
+        _check_comparable(run.record, runs[0].record)
         same = by_settings.setdefault(json.dumps(run.settings, sort_keys=True), [])
         if run.seed in [other.seed for other in same]:
             raise ConfigError(
@@ -161,13 +178,19 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     ]
 
 
-def _check_images(record: ScoreRecord, first: ScoreRecord) -> None:
-    """Raise ConfigError unless both were evaluated on the same images."""
+def _check_comparable(record: ScoreRecord, first: ScoreRecord) -> None:
+    """Raise ConfigError unless both were evaluated on the same images under the same conditions."""
     if record.images_digest != first.images_digest:
         raise ConfigError(
             f"{record.checkpoint} ({record.dataset}, {record.split}) and "
             f"{first.checkpoint} ({first.dataset}, {first.split}) were evaluated on "
             "different images: compare runs on the same split of the same data set."
+        )
+    if record.conditions != first.conditions:
+        raise ConfigError(
+            f"{record.checkpoint} ({record.conditions_text}) and {first.checkpoint} "
+            f"({first.conditions_text}) were scored under different conditions, and one of them "
+            "has no checkpoint to be scored anew: name its checkpoint, or leave it out."
         )
 
 

@@ -83,14 +83,14 @@ def _estimate(run: Run, estimator: str) -> NllEstimate | None:
 
 def _estimator_title(name: str, estimates: Sequence[NllEstimate]) -> str:
     """The estimator with its numbers of samples, which must be the same in all runs."""
-    samples = sorted({(e.num_samples, e.prior_samples or 0) for e in estimates})
-    if len({k for k, _ in samples}) > 1 or len({n for _, n in samples if n}) > 1:
+    counts = sorted({f"K = {e.num_samples}" for e in estimates})
+    protocols = sorted({e.protocol for e in estimates} - {""})
+    if len(counts) > 1 or len(protocols) > 1:
         raise ConfigError(
-            f"The runs' {name} has K = {' and '.join(str(k) for k, _ in samples)}: "
-            "give model.is_k=… (and model.is_k_prior=…) to evaluate them alike."
+            f"The runs' {name} has {' and '.join(counts + protocols)}: name their checkpoints, and "
+            "model.is_k=… (model.is_k_paths=…, model.is_k_per_context=…), to evaluate them alike."
         )
-    paths = max(n for _, n in samples)
-    return f"{name}, K = {samples[0][0]}" + (f", {paths} paths" if paths else "")
+    return ", ".join([name, *counts, *protocols])
 
 
 def _averaged(name: str, unit: str, column: str, scale: float) -> Measure:

@@ -44,14 +44,14 @@ class Kl(CollapseMetric):
 
 
 class ActiveUnits(CollapseMetric):
-    """The share of active units of each layer."""
+    """The share of units of each layer that are active beyond chance, as few samples tell it."""
 
     title = "active"
     explanation = "share of units whose marginal posterior mean varies over the images"
 
     def per_layer(self, collapse: Collapse) -> list[float]:
-        """Active units over all units of each layer."""
-        return [units.active()[0] / units.kl.numel() for units in collapse.layers]
+        """Units surely active over all units of each layer."""
+        return [units.surely_active().double().mean().item() for units in collapse.layers]
 
 
 STANDARD: Metrics = {"kl": Kl(), "active_units": ActiveUnits()}  # logged in every epoch

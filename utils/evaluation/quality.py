@@ -72,7 +72,7 @@ class QualityMetrics:
             mean = model.reconstruct(batch.x, model.num_latents, noise=noise)
             for metric in (self.mse, self.psnr):
                 metric.update((mean.contiguous() + 1.0) / 2.0, (batch.x.contiguous() + 1.0) / 2.0)
-            if self.fid is not None:
+            if self.fid is not None and len(batch.ids):
                 self.fid.update(_pixels(batch.x), real=True)
                 self.fid.update(_pixels(model.sample(len(batch.ids), noise=noise)), real=False)
             tick(len(batch.ids))

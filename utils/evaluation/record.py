@@ -11,19 +11,28 @@ from utils.evaluation.bound import NllEstimate
 from utils.evaluation.collapse import CollapseReport
 from utils.evaluation.quality import ImageQuality
 from utils.files import read_json
+from utils.settings.schema.task import EvaluationTask
 
 REMEDY = "remove it, and evaluate the checkpoint again (training does so itself, else task=test)"
+
+
+def conditions(task: EvaluationTask) -> dict[str, int | str]:
+    """What scores must have in common to be compared, beside images and numbers of samples.
+
+    noise_seed: with another one, a Bernoulli model is asked about other binarisations.
+    """
+    return {"noise_seed": task.noise_seed}
 
 
 class ScoreRecord(BaseModel, frozen=True, defer_build=True):
     """Every figure of a model on a split, and what it was evaluated on and from.
 
-    Files of earlier versions lack `code`, `parameters`, `quality` or `seconds`; files without a
-    user's metrics lack `metrics`.
+    Files of earlier versions lack `code`, `parameters`, `conditions`, `quality` or `seconds`; files
+    without a user's metrics lack `metrics`.
     """
 
     name: str
-    seed: int
+    seed: int  # train.seed
     code: str | None = None  # the commit
     parameters: dict[str, int] = {}
     checkpoint: str
@@ -32,6 +41,7 @@ class ScoreRecord(BaseModel, frozen=True, defer_build=True):
     split: str
     images_digest: str
     protocol: str  # what −log p(x) is a likelihood of
+    conditions: dict[str, int | str] | None = Field(None, exclude_if=lambda value: value is None)
     dims: int
     context: bool  # whether layer 0 is a context
     bound: CollapseReport
@@ -59,13 +69,29 @@ class ScoreRecord(BaseModel, frozen=True, defer_build=True):
             ConfigError: if the content is not that of a score.
         """
         try:
-            return cls.model_validate(content)
+            record = cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ConfigError(
                 f"{source} does not hold a model's scores ({where}: {first['msg']}): {REMEDY}."
             ) from error
+        per_layer = {f"bound.{name}": figures for name, figures in record.bound}
+        per_layer |= {f"metrics.{name}": figures for name, figures in record.metrics.items()}
+        for name, figures in per_layer.items():
+            if isinstance(figures, list) and len(figures) != len(record.bound.kl):
+                raise ConfigError(
+                    f"{source} does not hold a model's scores ({name} has {len(figures)} layers of "
+                    f"{len(record.bound.kl)}): {REMEDY}."
+                )
+        return record
+
+    @property
+    def conditions_text(self) -> str:
+        """The conditions as tables name them; in earlier versions the noise went by train.seed."""
+        if self.conditions is None:
+            return f"noise of train.seed {self.seed}, by an earlier version"
+        return ", ".join(f"{name}: {value}" for name, value in self.conditions.items())
 
     def to_json(self) -> dict:
         """The file's content, in the order of its keys."""

@@ -19,7 +19,7 @@ from utils.evaluation.bound import NllEstimate, estimate_nll, posterior_collapse
 from utils.evaluation.collapse import THRESHOLDS, Collapse, posterior_samples_for
 from utils.evaluation.metrics import Metrics, layer_values
 from utils.evaluation.quality import ImageQuality, QualityMetrics
-from utils.evaluation.record import ScoreRecord
+from utils.evaluation.record import ScoreRecord, conditions
 from utils.files import file_digest
 from utils.settings.build import build_own
 from utils.settings.identity import without_secrets
@@ -71,7 +71,7 @@ def score(
     `settings.metrics`. checkpoint: the model's file, named in the record. quality: measures FID and
     the error of reconstructions, if given.
     """
-    start, seed = time.monotonic(), settings.train.seed
+    start, seed = time.monotonic(), settings.task.noise_seed
     metrics, own = build_own(settings, "metrics"), build_own(settings, "estimators")
     estimators = {name: own.get(name) or named(name) for name in settings.task.estimators}
     with terminal.bar(f"{split}: bound", len(batches.ids)) as bar:
@@ -80,7 +80,7 @@ def score(
     estimates, nll = _estimate_all(model, settings, estimators, batches, split, terminal)
     record = ScoreRecord(
         name=settings.name,
-        seed=seed,
+        seed=settings.train.seed,
         code=code_version(),
         parameters=parameter_counts(model),
         checkpoint=os.path.relpath(checkpoint),
@@ -89,6 +89,7 @@ def score(
         split=split,
         images_digest=images_digest(batches.images),
         protocol=PROTOCOL[settings.model.likelihood],
+        conditions=conditions(settings.task),
         dims=math.prod(model.image_shape),
         context=model.decoder.num_top == 1,
         bound=collapse.report(),
@@ -114,11 +115,12 @@ def _estimate_all(
 ) -> tuple[list[NllEstimate], dict[str, Tensor]]:
     """The estimates, and by estimator every image's −log p(x): (N,) nats."""
     estimates, nll = [], {}
-    samples, paths = settings.model.is_k, settings.model.is_k_prior
+    samples, paths = settings.model.is_k, settings.model.is_k_paths
+    shared, seed = settings.model.is_k_per_context, settings.task.noise_seed
     for name, estimator in estimators.items():
         with terminal.bar(f"{split}: {name}, K = {samples}", len(batches.ids)) as bar:
             estimate, nll[name] = estimate_nll(
-                model, batches, estimator, samples, paths, settings.train.seed, bar.count
+                model, batches, estimator, samples, paths, shared, seed, bar.count
             )
         estimates.append(estimate.model_copy(update={"estimator": name}))
         if estimate.warning:

@@ -3,24 +3,65 @@
 With one process every function is the identity.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.errors import ConfigError
 from utils.processes.launch import Processes
+from utils.processes.peers import PeerFailed
 
 
 def total(values: Tensor) -> Tensor:
     """The sum over all processes, on the device of `values`."""
     if not dist.is_initialized():
         return values
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    summed = values.to(device, copy=True)
+    summed = values.to(_communicated(values.device), copy=True)
     dist.all_reduce(summed)
     return summed.to(values.device)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over all processes, on the device of `values`."""
+    return total(values) / dist.get_world_size() if dist.is_initialized() else values
+
+
+def from_main(value: object) -> object:
+    """What the main process passes, on all of them: anything that JSON can hold."""
+    if not dist.is_initialized():
+        return value
+    data = json.dumps(value).encode() if dist.get_rank() == 0 else b""
+    size = int(total(torch.tensor(len(data))))
+    buffer = torch.tensor(list(data) or [0] * size, dtype=torch.uint8)
+    dist.broadcast(buffer, 0)
+    return json.loads(bytes(buffer.tolist()))
+
+
+def check_same(facts: dict[str, object]) -> None:
+    """Check that all processes have the same facts, which JSON can hold. Collective.
+
+    Raises:
+        ConfigError: on those where one differs from the main process's: which, and how.
+        PeerFailed: on the others.
+    """
+    if not dist.is_initialized():
+        return
+    own, main = json.loads(json.dumps(facts)), from_main(facts)
+    names = [*main, *(name for name in own if name not in main)]
+    differing = next((name for name in names if own.get(name) != main.get(name)), None)
+    [anywhere] = agree(differing is not None)
+    if differing is not None:
+        here, there = (json.dumps(facts.get(differing)) for facts in (own, main))
+        raise ConfigError(
+            f"{differing} is {here} in process {dist.get_rank()} but {there} in process 0: start "
+            "all processes with the same command, code and data."
+        )
+    if anywhere:
+        raise PeerFailed
 
 
 def by_image(ids: list[Tensor], rows: list[Tensor], images: int) -> Tensor:
@@ -33,9 +74,17 @@ def by_image(ids: list[Tensor], rows: list[Tensor], images: int) -> Tensor:
 
 def agree(*flags: bool) -> list[bool]:
     """For each flag, whether any process has set it: the same answer on all of them."""
+    return agree_and_average(flags, ())[0]
+
+
+def agree_and_average(
+    flags: Sequence[bool], values: Sequence[float]
+) -> tuple[list[bool], list[float]]:
+    """`agree` on the flags, and every value's mean over the processes, in one operation."""
     if not dist.is_initialized():
-        return list(flags)
-    return [count > 0 for count in total(torch.tensor(flags, dtype=torch.float32)).tolist()]
+        return list(flags), list(values)
+    means = mean(torch.tensor([*flags, *values], dtype=torch.float64)).tolist()
+    return [share > 0 for share in means[: len(flags)]], means[len(flags) :]
 
 
 def wrap(module: nn.Module, device: torch.device, micro_batches: int = 1) -> nn.Module:
@@ -66,7 +115,7 @@ def average_statistics(module: nn.Module) -> None:
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             for statistic in (norm.running_mean, norm.running_var):
-                statistic.copy_(total(statistic) / dist.get_world_size())
+                statistic.copy_(mean(statistic))
 
 
 def differing(module: nn.Module) -> str | None:
@@ -74,8 +123,8 @@ def differing(module: nn.Module) -> str | None:
     if not dist.is_initialized():
         return None
     state = module.state_dict()
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    sums = torch.stack([_bits(tensor) for tensor in state.values()]).to(device)
+    sums = torch.stack([_bits(tensor) for tensor in state.values()])
+    sums = sums.to(_communicated(sums.device))
     highest, lowest = sums.clone(), sums
     dist.all_reduce(highest, dist.ReduceOp.MAX)
     dist.all_reduce(lowest, dist.ReduceOp.MIN)
@@ -101,6 +150,10 @@ def no_sync(module: nn.Module, wanted: bool) -> AbstractContextManager:
 def main_first(processes: Processes, action: Callable) -> object:
     """Run `action` on the main process, then on the others (downloads into a shared folder)."""
     result = action() if processes.is_main else None
-    if dist.is_initialized():
-        dist.barrier()
+    total(torch.zeros(()))  # a barrier that keeps no GPU busy
     return result if processes.is_main else action()
+
+
+def _communicated(device: torch.device) -> torch.device:
+    """Where a tensor of this device is communicated: there, or on the CPU (see launch.backend)."""
+    return device if device.type == "cuda" else torch.device("cpu")

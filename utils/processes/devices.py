@@ -8,8 +8,12 @@ from utils.processes.launch import Processes
 def pick_device(wanted: str, processes: Processes) -> torch.device:
     """The device that train.device means for this process.
 
+    Of several processes on a node each has the GPU of its local rank, or the one that the launcher
+    lets it see.
+
     Raises:
-        ValueError: if there is no such device, or a node has more processes than GPUs.
+        ValueError: if there is no such device, a node has more processes than GPUs, or one GPU is
+            named for several processes.
     """
     if wanted == "auto":
         available = torch.accelerator.is_available()
@@ -18,8 +22,13 @@ def pick_device(wanted: str, processes: Processes) -> torch.device:
         raise ValueError("train.device=mps is not available here: use auto or cpu.")
     if not wanted.startswith("cuda"):
         return torch.device(wanted)
-    count = torch.cuda.device_count()
-    index = int(wanted.partition(":")[2] or processes.local_rank)
+    count, named = torch.cuda.device_count(), wanted.partition(":")[2]
+    if named and processes.world > 1:
+        raise ValueError(
+            f"train.device={wanted} names one GPU for {processes.world} processes: use "
+            "train.device=cuda, with which each has its own, or start one process."
+        )
+    index = int(named or (0 if count == 1 else processes.local_rank))
     if index >= count:
         raise ValueError(
             f"train.device={wanted} asks for GPU {index} but this node has {count}: start no more "

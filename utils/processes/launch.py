@@ -1,104 +1,93 @@
-"""One process or many: which launcher started them, and how they find one another.
+"""One process or many: they find one another, watch one another, and form a process group.
 
-mpiexec/mpirun (through mpi4py), torchrun and srun are recognised by their environment variables.
-Without them, or with one process, nothing is initialised.
+Without a launcher, or with one process, nothing is initialised.
 """
 
+import json
 import os
-import re
 import socket
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from functools import cache
-from typing import ClassVar
+import sys
 
 import torch
 import torch.distributed as dist
 
-from utils.processes.peers import PeerFailed, PeerMonitor, Termination
-
-COLLECTIVE_TIMEOUT = timedelta(hours=4)  # peers.py detects a dead process much earlier
-CONNECTION_ERRORS = re.compile(
-    "gloo|nccl|closed by peer|connection reset|broken pipe", re.IGNORECASE
+from utils.errors import ConfigError
+from utils.processes import watch
+from utils.processes.connections import Peer, accept_peers, connect, own_place
+from utils.processes.peers import PeerMonitor
+from utils.processes.ranks import Processes, launcher
+from utils.processes.rendezvous import (
+    COLLECTIVE_TIMEOUT,
+    Rendezvous,
+    interface,
+    listen,
+    meet,
 )
-MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MV2_COMM_WORLD_SIZE")
-_monitor: PeerMonitor | None = None
+
+ADDRESS = "address of the main process"  # the key in the store
 _distributed_jobs = 0  # of this command, so far: each has its own keys in the store
 
 
-@dataclass(frozen=True)
-class Processes:
-    """This process's rank among all processes of the run."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1  # processes on this machine
-    launcher: str = "none"
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files and prints to the terminal."""
-        return self.rank == 0
-
-    def describe(self) -> str:
-        """One line for the log."""
-        return f"{self.world} process(es), launched by {self.launcher}"
-
-
-def launcher() -> str:
-    """`mpi`, `torchrun`, `srun` or `none`, from the environment."""
-    if "TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_WORLD_SIZE" in os.environ:
-        return "torchrun"
-    if any(name in os.environ for name in MPI_SIZES):
-        return "mpi"
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return "srun"
-    return "none"
-
-
 def start(ddp: bool | str) -> Processes:
-    """Find the other processes and join them in a process group.
+    """Find the other processes and begin to watch them.
 
     Raises:
         ValueError: if train.ddp asks for what the launcher did not provide.
     """
+    global _distributed_jobs
     kind = launcher()
-    processes, store = _rendezvous(kind)
+    rendezvous = meet(kind)
+    processes = rendezvous.processes
     _check_requested(ddp, kind, processes)
     if processes.world > 1:
-        _join(processes, store)
+        _distributed_jobs += 1
+        watch.begin(PeerMonitor(processes, _connected(rendezvous, _store(rendezvous))))
     return processes
 
 
-def report_failure(status: int, message: str | None, error: BaseException) -> Termination | None:
-    """Tell the other processes that this one ends prematurely, so that they end too.
+def join(processes: Processes, device: torch.device) -> None:
+    """Form the process group of all processes, each with the device that it will use.
 
-    message: what to tell the user; None where this process was asked to stop. Returns what the user
-    should see: this process's end, or another's that caused it; None for a process alone.
+    CPU tensors are communicated by gloo, those of a GPU by NCCL. The device is named so that NCCL
+    connects now: later, while it waits for a slow main process, its own timeout would be over.
+
+    Raises:
+        ConfigError: if the processes would use different kinds of devices, or share a GPU.
     """
-    if _monitor is None:
-        return None
-    termination = None
-    if isinstance(error, PeerFailed) or (
-        isinstance(error, RuntimeError) and CONNECTION_ERRORS.search(str(error))
-    ):
-        termination = _monitor.wait_for_termination()
-    termination = termination or _monitor.announce_failure(status, message)
-    shared = message is not None and termination.error == message  # all processes make it
-    return replace(termination, rank=0) if shared else termination
+    if processes.world == 1:
+        return
+    rendezvous = meet(processes.launcher)
+    store = _store(rendezvous)
+    _check_devices(store, processes, device)
+    port = int(os.environ.get("MASTER_PORT", "9"))  # of no importance
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface(rendezvous.host, port)):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+    dist.init_process_group(
+        backend(device),
+        store=store,
+        rank=processes.rank,
+        world_size=processes.world,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def backend(device: torch.device) -> str:
+    """What communicates the tensors of each kind of device."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def stop() -> None:
     """Leave the process group, if there is one."""
-    global _monitor
-    if _monitor is None:
+    termination = watch.end()
+    if not dist.is_initialized():
         return
-    termination = _monitor.termination
-    _monitor.close()
-    _monitor = None
-    if termination is None:  # otherwise the others are gone, and this could wait forever
+    if termination is None:  # else the others are gone, and this could wait for them for ever
         dist.destroy_process_group()
+    elif dist.get_backend() != "gloo":  # NCCL could wait for them where the interpreter ends
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(termination.status)
 
 
 def _check_requested(ddp: bool | str, kind: str, processes: Processes) -> None:
@@ -116,98 +105,43 @@ def _check_requested(ddp: bool | str, kind: str, processes: Processes) -> None:
         )
 
 
-def _join(processes: Processes, store: dist.Store) -> None:
-    """Initialise the process group and start to monitor the peers."""
-    global _monitor, _distributed_jobs
-    rank, world = processes.rank, processes.world
-    _distributed_jobs += 1
-    store = dist.PrefixStore(f"job {_distributed_jobs}", store)
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface(host, port)):
-        os.environ["GLOO_SOCKET_IFNAME"] = name
-    dist.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
-        store=store,
-        rank=rank,
-        world_size=world,
-        timeout=COLLECTIVE_TIMEOUT,
-    )
-    _monitor = PeerMonitor(rank, world, dist.PrefixStore("ours", store), host)
+def _store(rendezvous: Rendezvous) -> dist.Store:
+    """The part of the store that belongs to this job of the command."""
+    return dist.PrefixStore(f"job {_distributed_jobs}", rendezvous.store)
 
 
-def _interface(host: str, port: int) -> str | None:
-    """The network interface that leads to a host, for gloo, which would go by the own hostname."""
-    import psutil  # not at every start
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, port))
-        except OSError:  # not IPv4: gloo chooses
-            return None
-        own = probe.getsockname()[0]
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == own for address in addresses):
-            return name
-    return None
+def _connected(rendezvous: Rendezvous, store: dist.Store) -> dict[int, Peer]:
+    """The connections between rank 0 and all others, each proved to belong to the run."""
+    processes, host, secret = rendezvous.processes, rendezvous.host, rendezvous.secret
+    if processes.is_main:
+        server = listen(host, 0, processes.one_node)
+        bound, port = server.getsockname()[:2]
+        address = host if bound in ("::", "0.0.0.0") else bound
+        store.set(ADDRESS, json.dumps([address, port, own_place()]))
+        return accept_peers(server, secret, processes.world)
+    address, port, place = json.loads(store.get(ADDRESS))
+    return {0: connect((address, port), place, secret, processes)}
 
 
-@cache
-def _rendezvous(kind: str) -> tuple[Processes, dist.Store | None]:
-    """This process's rank, and the store shared with the others: one for all jobs of a command."""
-    if kind == "mpi":
-        return _from_mpi()
-    processes = {"torchrun": _from_torchrun, "srun": _from_srun, "none": Processes}[kind]()
-    if processes.world == 1:
-        return processes, None
-    store, _, _ = next(dist.rendezvous("env://", processes.rank, processes.world))
-    return processes, store
+def _check_devices(store: dist.Store, processes: Processes, device: torch.device) -> None:
+    """Compare the kinds of all processes' devices, and the GPUs themselves.
 
-
-def _from_torchrun() -> Processes:
-    rank, world, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return Processes(rank, world, local, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), "torchrun")
-
-
-def _from_mpi() -> tuple[Processes, dist.Store]:
-    """Ranks from mpi4py; rank 0 opens the store at a free port, which MPI broadcasts.
-
-    MPI is used for nothing else: afterwards the processes communicate through torch.distributed.
+    Raises:
+        ConfigError: naming two processes whose devices don't fit.
     """
-    from mpi4py import MPI  # loads the MPI library, which only mpiexec guarantees to be there
-
-    comm = MPI.COMM_WORLD
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    store, address = None, None
-    if comm.rank == 0:
-        host = "127.0.0.1" if node.size == comm.size else socket.getfqdn()
-        store = dist.TCPStore(host, 0, comm.size, is_master=True, wait_for_workers=False)
-        address = (host, store.port)
-    host, port = comm.bcast(address)
-    if store is None:
-        store = dist.TCPStore(host, port, comm.size, is_master=False, wait_for_workers=False)
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
-    processes = Processes(comm.rank, comm.size, node.rank, node.size, "mpi")
-    MPI.Finalize()  # so that no process waits for another when it ends
-    return processes, store
-
-
-def _from_srun() -> Processes:
-    """Ranks from SLURM; rendezvous on its first node, at a port derived from the job's number."""
-    env = os.environ
-    env.setdefault("MASTER_ADDR", _first_node())
-    env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 20_000))
-    world = int(env["SLURM_STEP_NUM_TASKS"])
-    local = int(re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0])  # 4(x2),3
-    return Processes(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), local, "srun")
-
-
-def _first_node() -> str:
-    """The first host of the job step: rack1node03 of rack[1-2]node[03-05],gpu8."""
-    from submitit.slurm.slurm import SlurmJobEnvironment  # needed under srun only
-
-    class StepEnvironment(SlurmJobEnvironment):
-        """The step's nodes, which may be fewer than the job's."""
-
-        _env: ClassVar = {**SlurmJobEnvironment._env, "nodes": "SLURM_STEP_NODELIST"}
-
-    return StepEnvironment().hostnames[0]
+    gpu = ""
+    if device.type == "cuda":
+        gpu = f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"
+    store.set(f"device {processes.rank}", json.dumps([device.type, gpu]))
+    found = [json.loads(store.get(f"device {rank}")) for rank in range(processes.world)]
+    for rank, (kind, used) in enumerate(found):
+        if kind != found[0][0]:
+            raise ConfigError(
+                f"train.device is {kind} in process {rank} and {found[0][0]} in process 0: use "
+                "machines with as many GPUs as processes, or train.device=cpu."
+            )
+        if used and used in (other for _, other in found[:rank]):
+            raise ConfigError(
+                f"train.device: process {rank} and another use the same GPU ({used}): start no "
+                "more processes per node than GPUs, or use train.device=cpu."
+            )

@@ -20,7 +20,7 @@ def lead(content: ReportContent) -> list[str]:
     return [
         f"{content.bound.images:,} {content.split} images of {content.dataset} "
         f"({content.dims} dimensions); {content.protocol}.",
-        f"Checkpoint: {content.checkpoint}; seed {content.seed}.",
+        f"Checkpoint: {content.checkpoint}; train.seed {content.seed}.",
         f"KL and active units from {content.bound.posterior_samples} posterior samples per image; "
         "intervals are 95 %, over images.",
     ]

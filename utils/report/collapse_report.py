@@ -35,7 +35,7 @@ def write_report(
 
     Collective: call it on every process; the main one writes, the others return an empty list.
     """
-    terminal, seed, split = job.terminal, settings.train.seed, score.record.split
+    terminal, seed, split = job.terminal, settings.task.noise_seed, score.record.split
     with terminal.bar(f"{split}: layer ablation", len(batches.ids)) as bar:
         ablated = interventions(model, batches, seed, bar.count)
     if not job.is_main:

@@ -32,18 +32,25 @@ def write_comparison(runs: Sequence[Run], folder: Path, terminal: Terminal) -> P
         ConfigError: if the runs cannot be compared.
     """
     comparison = compare(runs)
-    show(comparison, terminal)
+    try:
+        page = _write(comparison, folder)
+    finally:  # on a full disk too
+        show(comparison, terminal)
+    terminal.line(f"The comparison is {page}")
+    return page
+
+
+def _write(comparison: Comparison, folder: Path) -> Path:
+    """The page, and the files beside it; returns the page."""
     drawing = plots.draw_comparison(
         {group.label: [mean for mean, _ in group.kl] for group in comparison.groups},
         {group.label: group.active_by_threshold for group in comparison.groups},
     )
     save(drawing, folder)
     write_json(folder / "compare.json", comparison.model_dump())
-    page = write_page(
+    return write_page(
         folder / "compare.html", title(comparison), lead(comparison), sections(comparison, drawing)
     )
-    terminal.line(f"The comparison is {page}")
-    return page
 
 
 def show(comparison: Comparison, terminal: Terminal) -> None:

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from datasets.loaders import normalise
 from datasets.splits import ImageSplits
-from model.context import Context, quantise
+from model.context import Context
+from model.levels import quantise
 from utils.report import pictures
 from utils.report.drawing import Drawing
 from utils.settings.build import build_context

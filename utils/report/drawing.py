@@ -12,6 +12,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from utils.files import atomic_write, make_folder
+
 INK = "#010203"  # black to the eye
 STYLE = {
     "font.size": 9,
@@ -38,13 +40,20 @@ class Drawing:
     text: str
 
 
+def verbatim(text: str) -> str:
+    """A text that is not ours, as a label: matplotlib would take $…$ for mathematics."""
+    return text.replace("$", r"\$")
+
+
 def save(drawing: Drawing, folder: Path) -> Path:
     """Write the drawing as a PNG file; creates the folder if it is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{drawing.name}.png"
+    picture = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        drawing.figure.savefig(path, dpi=120, bbox_inches="tight")
-    return path
+        drawing.figure.savefig(picture, format="png", dpi=120, bbox_inches="tight")
+    make_folder(folder)
+    return atomic_write(
+        folder / f"{drawing.name}.png", lambda file: file.write(picture.getbuffer())
+    )
 
 
 def vector(drawing: Drawing) -> str:

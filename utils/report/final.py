@@ -31,9 +31,11 @@ def conclude(
     Collective: call it on every process.
     """
     found = score(best, settings, test, "test", folder.best, job.terminal, quality)
-    folder.finish(found.record.to_json(), found.per_image)
+    try:
+        folder.finish(found.record.to_json(), found.per_image)
+    finally:  # on a full disk too
+        show_score(job.terminal, found.record, found.metrics)
     tracker.summary(found.record.tracker_values())
-    show_score(job.terminal, found.record, found.metrics)
     draw_figures(best, *now)
     if settings.task.report:
         from utils.report.collapse_report import write_report  # loads matplotlib: 0.5 s

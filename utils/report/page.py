@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from utils.files import atomic_write
+from utils.files import atomic_write, make_folder
 from utils.report.drawing import Drawing, vector
 from utils.table import Table
 
@@ -31,5 +31,5 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = template.render(title=title, lead=lead, sections=sections, vector=vector)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return atomic_write(path, lambda file: file.write(text.encode()))
+    make_folder(path.parent)
+    return atomic_write(path, lambda file: file.write(text.encode(errors="backslashreplace")))

@@ -10,7 +10,7 @@ from torch import Tensor
 from model import LadderVAE
 from model.noise import Noise, NoisePurpose
 from utils.evaluation.collapse import ACTIVE_THRESHOLD, LatentUnits
-from utils.report.drawing import STYLE, Drawing
+from utils.report.drawing import STYLE, Drawing, verbatim
 
 COLUMNS = 10
 MOST_ROWS = 9
@@ -101,7 +101,8 @@ def draw_diffusion(model: LadderVAE, x: Tensor, seed: int) -> Drawing:
         q = prior.noised(u, torch.full((len(u),), step, device=u.device))
         noised.append(q.mean + q.stddev * eps)
     path = list(prior.sampling_path(count, context.active, noise))  # u_{T-1} … u_0, u
-    sampled = [path[prior.steps - 1 - step] for step in reversed(steps)] + path[-1:]
+    sampled = [path[prior.steps - 1 - step] for step in reversed(steps)]
+    sampled.append(model.decoder.to_levels(path[-1]))
     rows = []
     for title, states in (("noised", noised), ("sampled", sampled)):
         images = torch.stack([context.render(u_t) for u_t in states], 1)  # (count, steps, C, H, W)
@@ -157,7 +158,7 @@ def image_rows(name: str, title: str, rows: Sequence[tuple[str, Tensor]]) -> Dra
     with matplotlib.rc_context(STYLE):
         figure = Figure(size, layout="constrained")
         axes = figure.subplots(len(rows), 1, squeeze=False)
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(verbatim(title), fontsize=10)
         for axis, (label, images) in zip(axes[:, 0], rows, strict=True):
             colours = (0.5 * (images.float().cpu() + 1.0)).clamp(0.0, 1.0).expand(-1, 3, -1, -1)
             opaque = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)

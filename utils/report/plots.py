@@ -18,7 +18,7 @@ from utils.evaluation.collapse import (
 )
 from utils.evaluation.information import Aggregate
 from utils.report.content import Ablation
-from utils.report.drawing import INK, STYLE, Drawing
+from utils.report.drawing import INK, STYLE, Drawing, verbatim
 
 ACCENT, SECOND = "#3b82c4", "#d9822b"
 
@@ -211,15 +211,16 @@ def draw_comparison(kl: dict[str, Sequence[float]], curves: dict[str, Sequence[f
         figure.suptitle(title, fontsize=10)
         width = 0.8 / len(kl)
         colours = matplotlib.colormaps["tab10"].colors
+        bars = {}
         for index, (name, values) in enumerate(kl.items()):
             offset = width * (index - 0.5 * (len(kl) - 1))
             positions = [layer + offset for layer in range(len(values))]
             colour = colours[index % len(colours)]
-            left.bar(positions, values, width, color=colour, label=name)
-            right.plot(THRESHOLDS, curves[name], color=colour, label=name)
+            bars[verbatim(name)] = left.bar(positions, values, width, color=colour)
+            right.plot(THRESHOLDS, curves[name], color=colour)
         left.set(xlabel="layer (0 = top)", ylabel="KL (nats per image)")
         left.set_xticks(range(max(map(len, kl.values()))))
-        left.legend()
+        left.legend(bars.values(), bars)
         right.set(xlabel="threshold on the variance of E[z | x] over x", ylabel="active units")
         right.axvline(ACTIVE_THRESHOLD, color=INK, ls=":", lw=1)
         right.set_xscale("log")

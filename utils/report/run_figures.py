@@ -21,7 +21,7 @@ def draw(
     from utils.report import pictures, plots
     from utils.report.drawing import save
 
-    drawings = pictures.draw_model(model, x, folder.config["train"]["seed"])
+    drawings = pictures.draw_model(model, x, folder.config["task"]["noise_seed"])
     drawings.append(plots.draw_kl(tracker.local.rows()))
     paths = [save(drawing, folder.figures) for drawing in drawings]
     tracker.pictures(paths, epoch, step)

@@ -31,7 +31,9 @@ def show_finished(terminal: Terminal, path: Path, metrics: Metrics) -> None:
     """Print the score of a run that was finished before, from its results.json."""
     show_score(terminal, ScoreRecord.read(path), metrics)
     terminal.line(f"Finished before, in {path.parent}; task.force=true trains it again.")
-    if not (path.parent / "report" / "report.json").exists():
+    if not (path.parent / "checkpoints" / "best.pth").exists():
+        terminal.line("Its best checkpoint is gone, so that nothing but these scores can be used.")
+    elif not (path.parent / "report" / "report.json").exists():
         terminal.line(f"It has no report: task=report checkpoint={path.parent} makes one.")
 
 
@@ -52,17 +54,15 @@ def score_table(record: ScoreRecord) -> Table:
     ]
     names = [estimate.estimator for estimate in record.likelihoods]
     no_bounds = [name for name in names if name in ESTIMATORS and not ESTIMATORS[name].is_bound]
-    paths = {estimate.prior_samples for estimate in record.likelihoods} - {None}
+    protocols = [f"{e.estimator}: {e.protocol}" for e in record.likelihoods if e.protocol]
     return Table(
-        f"{record.name}: {bound.images:,} images; {record.protocol}"
-        + "".join(f"; p(u) in iwae from {count} diffusion paths" for count in paths),
+        f"{record.name}: {bound.images:,} images; {record.protocol}; {record.conditions_text}"
+        + "".join(f"; {protocol}" for protocol in protocols),
         [
             Column("split", "the images that were evaluated", text=True),
             Column("estimator", "how −log p(x) was estimated", text=True),
             Column("K", "importance samples per image"),
-            Column(
-                "paths", "diffusion paths per image for the context's own weight", page_only=True
-            ),
+            Column("paths", "diffusion paths behind each context's own weight", page_only=True),
             Column("ESS", "effective sample size of the K weights, mean over images"),
             Column("nll (nats)", "−log p(x), mean over images ± standard error"),
             Column("bits/dim", "nats / (dimensions · ln 2)"),

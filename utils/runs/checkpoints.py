@@ -4,6 +4,7 @@ A file of this project holds tensors and plain containers: {format, schema, conf
 model, ema, optimizer, scheduler, scaler, progress}.
 """
 
+import copy
 import json
 import math
 import os
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import torch
 
-from utils.files import replace, sha256, verified_write, write_json
+from utils.files import partial_path, replace, sha256, verified_write, write_json
+from utils.runs.tensors import check_finite, check_separate, load_tensors, tensors_in
+from utils.settings.kinds import is_number_of_threads, is_path_component
 from utils.settings.trust import plain_data
 from utils.terminal import one_line
 
@@ -20,6 +23,11 @@ FORMAT, SCHEMA = "dct-ladder-vae", 1
 MANIFEST = "manifest.json"
 MANIFEST_DEPTH = 3  # entries per name: the new file, its predecessor, and one more
 METRIC = "val/loss"  # bits/dim: its lowest makes the best checkpoint
+CONSTANTS = {  # that a run goes on with, where a checkpoint has them
+    "wandb_id": (str, is_path_component),
+    "images": (str, str.isprintable),
+    "threads": (int, is_number_of_threads),
+}
 
 
 def save(path: Path, config: dict, state: dict) -> Path:
@@ -29,18 +37,26 @@ def save(path: Path, config: dict, state: dict) -> Path:
     `<stem>.previous.pth`. manifest.json beside them lists the SHA-256 of each.
     """
     content = {"format": FORMAT, "schema": SCHEMA, "config": config, **state}
-    partial = path.with_name(f"{path.name}.partial")
+    partial = partial_path(path)
     digest = verified_write(partial, lambda file: torch.save(content, file))
+    entry = {"sha256": digest, "bytes": partial.stat().st_size, **metadata(state)}
+    try:
+        _list_in_manifest(path, entry)
+        if path.exists():
+            _keep_previous(path)
+        replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _list_in_manifest(path: Path, entry: dict) -> None:
+    """List a new file of a checkpoint, before it gets its name: see `is_intact`."""
     manifest = read_manifest(path.parent)
     if path.exists() and path.stem not in manifest:  # fetched, or written by an earlier version
         manifest[path.stem] = [{"sha256": sha256(path), "bytes": path.stat().st_size}]
-    entry = {"sha256": digest, "bytes": partial.stat().st_size, **metadata(state)}
     manifest[path.stem] = [entry, *manifest.get(path.stem, [])][:MANIFEST_DEPTH]
-    write_json(path.with_name(MANIFEST), manifest)  # before the names change: see `is_intact`
-    if path.exists():
-        _keep_previous(path)
-    replace(partial, path)
-    return path
+    write_json(path.with_name(MANIFEST), manifest)
 
 
 def _keep_previous(path: Path) -> None:
@@ -60,12 +76,22 @@ def previous(path: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> dict[str, list[dict]]:
-    """By stem, the entries about the checkpoints in a run's folder, the newest first."""
-    path = folder / MANIFEST
+    """By stem, the entries about the checkpoints in a run's folder, the newest first.
+
+    What is damaged in it is left out: the next save writes a new one.
+    """
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:  # damaged: the next save writes a new one
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
+    stems = content.items() if isinstance(content, dict) else ()
+    return {stem: _entries(listed) for stem, listed in stems}
+
+
+def _entries(listed: object) -> list[dict]:
+    """Those that have a digest."""
+    listed = listed if isinstance(listed, list) else []
+    return [e for e in listed if isinstance(e, dict) and isinstance(e.get("sha256"), str)]
 
 
 def is_intact(path: Path) -> bool:
@@ -87,12 +113,32 @@ def newest(path: Path) -> tuple[dict, str | None]:
     trouble = None
     for candidate in existing:
         try:
-            return read(candidate), trouble and f"{trouble} Going on from {candidate.name} instead."
+            content = read(candidate)
+            _check_resumable(content, f"checkpoint={candidate}")
         except ValueError as error:
             trouble = trouble or str(error)
+            continue
+        own = copy.deepcopy(content)  # it was the file's own pages, which training may replace
+        return own, trouble and f"{trouble} Going on from {candidate.name} instead."
     if existing:
         raise ValueError(trouble)
     return {}, None
+
+
+def _check_resumable(content: dict, source: str) -> None:
+    """Whether a run may go on from it, as far as this can be told without the run.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not is_own(content, source):
+        raise ValueError(f"{source} is no checkpoint of this project: get a good copy.")
+    for name, (kind, accepts) in CONSTANTS.items():
+        value = content.get(name)
+        if value is not None and not (type(value) is kind and accepts(value)):
+            raise ValueError(f"{source} is damaged (its {name} is {value!r:.60}): get a good copy.")
+    check_separate(tensors_in(content), source)
+    check_finite(tensors_in({name: content.get(name) for name in ("model", "ema")}), source)
 
 
 def metadata(state: dict) -> dict:
@@ -103,40 +149,53 @@ def metadata(state: dict) -> dict:
     return {**fixed, "epoch": progress["epoch"], "step": progress["step"]}
 
 
-def read(
-    path: Path,
-    device: str | torch.device = "cpu",
-    unsafe: bool = False,
-    setting: str = "checkpoint",
-) -> dict:
-    """Load a checkpoint. unsafe: also execute what a pickle asks for; only for files you trust.
+def read(path: Path, unsafe: bool = False, setting: str = "checkpoint") -> dict:
+    """Load a checkpoint on the CPU; its tensors may be the file's own pages.
 
-    setting: the setting that named the file, for messages.
+    unsafe: also execute what a pickle asks for; only for files you trust. setting: the setting that
+    named the file, for messages.
 
     Raises:
         ValueError: if it is missing, damaged, or holds more than tensors and plain containers.
     """
     if not path.is_file():
         raise ValueError(f"{setting}={path} is not a file: name a .pth file or a run's folder.")
-    if not is_intact(path):
-        raise ValueError(
-            f"{setting}={path} is damaged (it is none that {MANIFEST} beside it names): get a good "
-            "copy."
-        )
     try:
-        content = torch.load(path, map_location=device, weights_only=not unsafe)
+        if not is_intact(path):
+            raise ValueError(f"it is none that {MANIFEST} beside it names")
+        unsafely = {"map_location": "cpu", "weights_only": False}
+        content = torch.load(path, **unsafely) if unsafe else load_tensors(path)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{setting}={path} is damaged or holds more than tensors and plain containers: it was "
             "not loaded; get a good copy, or use load_model(…, unsafe=True) if you trust it."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged file can make a reader raise anything
         raise ValueError(
             f"{setting}={path} is damaged ({one_line(error)}): get a good copy."
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{setting}={path} holds no weights: name another file.")
     return content
+
+
+def is_own(content: dict, source: str) -> bool:
+    """Whether a loaded file has this project's layout.
+
+    Raises:
+        ValueError: if it has, and this version cannot read it.
+    """
+    if content.get("format") != FORMAT:
+        return False
+    schema = content.get("schema")
+    if type(schema) is not int or schema < 1:
+        raise ValueError(f"{source} is damaged (its schema is {schema!r:.60}): get a good copy.")
+    if schema > SCHEMA:
+        raise ValueError(
+            f"{source} was written by a newer version of this project (schema {schema}, this one "
+            f"reads up to {SCHEMA}): update it."
+        )
+    return True
 
 
 def download_cache() -> Path:
@@ -152,6 +211,6 @@ def settings_in(path: Path, setting: str) -> dict:
         ValueError: if it is not one of this project's.
     """
     content = read(path, setting=setting)
-    if content.get("format") != FORMAT:
+    if not is_own(content, f"{setting}: {path}"):
         raise ValueError(f"{setting}: {path} is no checkpoint of this project: name another run.")
     return plain_data(content.get("config"), f"{setting}: {path}")

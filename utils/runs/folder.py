@@ -6,36 +6,38 @@
     figures/*.png     wandb/
 """
 
-import glob
-import json
 import logging
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from logging.handlers import RotatingFileHandler
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from utils.errors import ConfigError
-from utils.files import atomic_write, write_json, write_scores
+from utils.files import (
+    atomic_write,
+    copy_file,
+    remove_partials,
+    write_json,
+    write_scores,
+)
 from utils.processes.collectives import main_first
 from utils.processes.launch import Processes
 from utils.runs import checkpoints
+from utils.runs.access import check_own, locked, log_to_file
 from utils.runs.background import Saver
+from utils.runs.stored import folders_with, wandb_id_in
 from utils.settings.identity import run_name, without_secrets
 from utils.settings.schema import Settings
-from utils.settings.trust import plain_data
 from utils.tracking.sinks import METRICS
 from utils.tracking.tracker import Tracker
 from utils.tracking.wandb_fetch import FetchedRun
 
 log = logging.getLogger("ladder_vae")
 
-MAX_LOG_BYTES = 20_000_000  # then a new file is begun; one old file is kept
 RESULTS = "results"  # .json: the scores; .npz: the per-image values
 
 
@@ -50,6 +52,7 @@ class RunFolder:
         self.figures, self.checkpoints = self.path / "figures", self.path / "checkpoints"
         self.last, self.best = self.checkpoints / "last.pth", self.checkpoints / "best.pth"
         self.record = self.path / "run.json"
+        self._opened: os.stat_result | None = None
 
     @property
     def results(self) -> Path:
@@ -81,38 +84,81 @@ class RunFolder:
                 raise
 
     def _open(self, start_over: bool, fetched: FetchedRun | None, locks: ExitStack) -> None:
+        check_own(self.path)
         if start_over:
             self._set_aside()
-        for folder in (self.figures, self.checkpoints):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._make_folders()
         locks.enter_context(locked(self.path))
+        remove_partials(self.checkpoints)
         log_to_file(self.path / "run.log")
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
         atomic_write(self.path / "config.yaml", lambda file: file.write(text.encode()))
         if fetched:
             self._receive(fetched)
-        elif not self.record.exists() or "WANDB_SWEEP_ID" in os.environ:
+        elif wandb_id_in(self.path) is None or "WANDB_SWEEP_ID" in os.environ:
             # The agent of a W&B sweep chooses the id; a checkpoint has it where run.json was lost.
             saved, _ = checkpoints.newest(self.last)
-            wandb_id = os.environ.get("WANDB_RUN_ID") or saved.get("wandb_id")
+            wandb_id = self._id_of_environment() or saved.get("wandb_id")
             write_json(self.record, {"wandb_id": wandb_id or secrets.token_hex(4)})
+
+    def _make_folders(self) -> None:
+        """Create what is missing.
+
+        Raises:
+            ConfigError: if runs_dir doesn't allow it.
+        """
+        try:
+            for folder in (self.figures, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"runs_dir={self.path.parent} cannot hold the run's folder {self.name} "
+                f"({error.strerror}): allow or remove what is in the way, or set another "
+                "runs_dir=…."
+            ) from error
+        self._opened = self.path.stat()
+
+    def _id_of_environment(self) -> str | None:
+        """The W&B id that WANDB_RUN_ID gives this run.
+
+        Raises:
+            ConfigError: if another run in runs_dir has it: W&B would mix the two.
+        """
+        wandb_id = os.environ.get("WANDB_RUN_ID")
+        for other in folders_with(self.path.parent, wandb_id) if wandb_id else ():
+            if other.name != self.name and not other.name.startswith(f"{self.name}.old"):
+                raise ConfigError(
+                    f"WANDB_RUN_ID={wandb_id} in the environment is the id of another run already, "
+                    f"{other}: unset it, and each run gets an id of its own."
+                )
+        return wandb_id
+
+    def _check_there(self) -> None:
+        """Raise OSError unless the folder is still the one that was opened, and locked."""
+        try:
+            if self._opened is None or os.path.samestat(self._opened, self.path.stat()):
+                return
+        except FileNotFoundError:
+            pass
+        raise OSError(f"{self.path} was removed or renamed while this run was writing to it")
 
     def _receive(self, fetched: FetchedRun) -> None:
         """Fill the new folder with a run from W&B; run.json is written last."""
         if self.record.exists():
             raise ConfigError(
                 f"train.resume_id={fetched.run_id} has the settings of {self.path}, which is "
-                f"another run ({self.wandb_id}): rename that folder, or set another runs_dir=…."
+                f"another run ({wandb_id_in(self.path)}): rename that folder, or set another "
+                "runs_dir=…."
             )
         files = {self.path / METRICS: fetched.metrics, self.best: fetched.best}
         for path, source in {**files, self.last: fetched.last}.items():
             if source:
-                shutil.copyfile(source, path)
+                copy_file(source, path)
         write_json(self.record, {"wandb_id": fetched.run_id})
 
     def _set_aside(self) -> None:
         number = 1
-        while (aside := self.path.with_name(f"{self.name}.old{number}")).exists():
+        while os.path.lexists(aside := self.path.with_name(f"{self.name}.old{number}")):
             number += 1
         self.path.rename(aside)
 
@@ -120,6 +166,7 @@ class RunFolder:
         """Write a checkpoint on the main process; returns its path."""
         path = self.checkpoints / f"{name}.pth"
         if self.processes.is_main:
+            self._check_there()
             checkpoints.save(path, self.config, {**state, "wandb_id": self.wandb_id})
         return path
 
@@ -154,71 +201,17 @@ class RunFolder:
     def finish(self, record: dict, per_image: dict[str, np.ndarray]) -> None:
         """Write the results, the scores last: from then on the run counts as finished."""
         if self.processes.is_main:
+            self._check_there()
             write_scores(self.path, RESULTS, record, per_image)
 
     @property
     def wandb_id(self) -> str:
-        """The run's id at W&B, which never changes."""
-        return json.loads(self.record.read_text())["wandb_id"]
+        """The run's id at W&B, which never changes.
 
-
-def locked(folder: Path) -> AbstractContextManager:
-    """Lock a run's folder for this process; the returned context manager releases it.
-
-    The system releases the lock of a process that dies.
-
-    Raises:
-        ConfigError: if another process holds it.
-    """
-    from filelock import FileLock, Timeout  # not at every start
-
-    try:
-        return FileLock(folder / ".lock").acquire(blocking=False)
-    except Timeout as error:
-        raise ConfigError(
-            f"{folder} is being trained by another process: wait for it, or change a "
-            "setting (train.seed=…) for a run of its own."
-        ) from error
-
-
-def expand_pattern(name: str) -> list[str]:
-    """The paths that match a glob pattern; any other name stands for itself."""
-    return sorted(glob.glob(name)) if glob.has_magic(name) else [name]
-
-
-def read_run(folder: Path) -> tuple[Path, dict, str]:
-    """A run's folder (absolute), its settings and its W&B id.
-
-    Raises:
-        ConfigError: if it is not the folder of a run.
-    """
-    record = folder / "run.json"
-    if not record.exists():
-        raise ConfigError(f"run={folder} is not the folder of a run: name one in runs_dir.")
-    return folder.absolute(), _settings_in(folder), json.loads(record.read_text())["wandb_id"]
-
-
-def find_run_settings(runs_dir: str, wandb_id: str) -> dict | None:
-    """The settings of the run in runs_dir that has this W&B id; None where none has."""
-    for path in sorted(Path(runs_dir).glob("*/run.json")):
-        if json.loads(path.read_text())["wandb_id"] == wandb_id:
-            return _settings_in(path.parent)
-    return None
-
-
-def _settings_in(folder: Path) -> dict:
-    """The settings in config.yaml of a run's folder."""
-    path = folder / "config.yaml"
-    return plain_data(yaml.safe_load(path.read_text()), str(path))
-
-
-def log_to_file(path: Path) -> None:
-    """Write the log, warnings included, to this file only."""
-    handler = RotatingFileHandler(path, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root = logging.getLogger()
-    for old in list(root.handlers):
-        root.removeHandler(old)
-        old.close()
-    root.addHandler(handler)
-    logging.getLogger("ladder_vae").setLevel(logging.INFO)
+        Raises:
+            ConfigError: if run.json was lost or damaged while the run was open.
+        """
+        found = wandb_id_in(self.path)
+        if found is None:
+            raise ConfigError(f"{self.record} was removed or damaged: repeat the command.")
+        return found

@@ -13,6 +13,8 @@ from model.decoder import ContextDecoder
 from model.layers import ResidualBlock
 from model.priors import NetworkPrior
 from model.unet import SelfAttention, TimeBlock
+from utils.runs.tensors import named_tensors
+from utils.terminal import printable
 
 UNUSED = re.compile(
     r"decoder\.s_L$"  # the constant zero initial state
@@ -37,13 +39,17 @@ def is_published(checkpoint: object) -> bool:
     return isinstance(checkpoint, dict) and "model_state_dict" in checkpoint
 
 
-def convert(checkpoint: dict, model: nn.Module) -> dict[str, Tensor]:
+def convert(checkpoint: dict, model: nn.Module, source: str) -> dict[str, Tensor]:
     """The state dict for `model` (of the averaged weights, where the file has them).
+
+    source: the file, for messages.
 
     Raises:
         ValueError: if the file holds another architecture than the model's.
     """
-    weights = checkpoint.get("ema_model_state_dict") or checkpoint["model_state_dict"]
+    averaged = checkpoint.get("ema_model_state_dict")
+    key = "model_state_dict" if averaged is None or averaged == {} else "ema_model_state_dict"
+    weights = named_tensors(checkpoint, key, source)
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     weights.pop("n_averaged", None)
     names = {ours: _tensor_name(ours, theirs) for ours, theirs in _tensors(model)}
@@ -60,7 +66,9 @@ def convert(checkpoint: dict, model: nn.Module) -> dict[str, Tensor]:
         used.add(theirs)
     unknown = [name for name in weights if name not in used and not UNUSED.match(name)]
     if unknown:
-        raise ValueError(_mismatch(f"has {unknown[0]}, which the model has no place for"))
+        raise ValueError(
+            _mismatch(f"has {printable(unknown[0]):.100}, which the model has no place for")
+        )
     return converted
 
 

@@ -1,11 +1,17 @@
 """Which settings a command trains: its own, or those of the run that train.resume_id names."""
 
-from utils.processes.collectives import main_first
+from pathlib import Path
+
+from utils.processes import watch
+from utils.processes.collectives import check_same, main_first
 from utils.processes.launch import Processes
-from utils.runs.checkpoints import download_cache, settings_in
-from utils.runs.folder import find_run_settings
+from utils.runs.checkpoints import download_cache, newest, settings_in
+from utils.runs.stored import find_run_settings
+from utils.runs.tensors import check_shapes, named_tensors
+from utils.settings.build import build_without_numbers
 from utils.settings.check import check, check_estimators
 from utils.settings.command_line import Command
+from utils.settings.identity import of_all_processes, run_name
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
 from utils.tracking.wandb_fetch import FetchedRun, fetch_run
@@ -19,7 +25,7 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
     """
     run_id = command.value("train.resume_id")
     if run_id is None:
-        return command.settings, None
+        return _agreed(command.settings), None
     source, fetched = f"train.resume_id={run_id}", None
     content = find_run_settings(command.value("runs_dir"), run_id.rpartition("/")[2])
     if content is None:
@@ -29,10 +35,31 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
     settings = recorded_settings(
         content, command.overrides, source, command.trusted, command.replaced
     )
+    _check_sizes(settings, fetched and fetched.last, source)
     wandb = settings.plain["wandb"]
     if fetched:
         place = {"entity": fetched.entity, "project": fetched.project}
         wandb = {**wandb, "setup": {**wandb["setup"], **place}}
     check_estimators(settings.task, settings.estimators)
     plain = {**settings.plain, "wandb": command.wandb_over(wandb)}
-    return check(plain, to_build=False), fetched  # its model has been asked above
+    return _agreed(check(plain, to_build=False)), fetched  # its model has been asked above
+
+
+def _agreed(settings: Settings) -> Settings:
+    """The settings, which all processes must have; they begin to hold for these."""
+    check_same(of_all_processes(settings.plain))
+    watch.end_when_stuck(settings.train.stuck_minutes)
+    return settings
+
+
+def _check_sizes(settings: Settings, last: Path | None, source: str) -> None:
+    """Its last checkpoint holds the model that its settings describe, before that is built.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    last = last or Path(settings.runs_dir, run_name(settings), "checkpoints", "last.pth")
+    content, _ = newest(last)
+    if content:
+        weights, wanted = named_tensors(content, "model", source), build_without_numbers(settings)
+        check_shapes(weights, wanted.state_dict(), source, "train under another name=…")

@@ -1,12 +1,16 @@
 """From checked settings to the objects that they describe: model, objective, optimiser."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.optim import Adam, Optimizer
+from torch.overrides import TorchFunctionMode
 
 from model.context import CONTEXTS, Context
 from model.ladder_vae import LadderVAE
 from model.objective import BetaNelbo, Objective
+from utils.errors import ConfigError
 from utils.settings.parts import build
 from utils.settings.schema import Settings
 from utils.settings.schema.types import Part
@@ -18,7 +22,8 @@ NOT_OF_THE_MODEL = (  # keys under model that its constructor does not take
     "free_bits_thr",
     "objective",
     "is_k",
-    "is_k_prior",
+    "is_k_per_context",
+    "is_k_paths",
 )
 
 
@@ -34,6 +39,33 @@ def build_model(settings: Settings) -> LadderVAE:
         levels=dataset.levels,
         **parts,
     )
+
+
+class WeightNormShapes(TorchFunctionMode):
+    """Weight norm on the meta device, where PyTorch's own takes seconds to import and to run."""
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """The shapes alone of its two functions; anything else as it is."""
+        if function is torch.norm_except_dim and args[1:] == (2, 0):
+            weight = args[0]
+            return weight.new_empty((len(weight), *[1] * (weight.dim() - 1)))
+        if function is torch._weight_norm:
+            return torch.empty_like(args[0])
+        return function(*args, **(kwargs or {}))
+
+
+def build_without_numbers(settings: Settings) -> LadderVAE:
+    """The model as names, shapes and types, which take no memory however large they are.
+
+    For settings out of a file, before what they describe is allocated.
+    """
+    try:
+        with torch.device("meta"), WeightNormShapes():
+            return build_model(settings)
+    except ConfigError:  # a part of one's own may need numbers; any other refuses again
+        return build_model(settings)
 
 
 def build_context(settings: Settings) -> Context | None:

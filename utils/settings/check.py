@@ -66,6 +66,7 @@ def check_estimators(task: Task, own: Collection[str]) -> None:
 
 def unknown_key(key: str) -> ConfigError:
     """The sentence about a key that is not there."""
+    key = f"{key:.200}"
     if key in KEYS:
         group = key.rpartition(".")[0].replace(".", "/")
         return ConfigError(f"{key} is not a setting here: the {group} chosen doesn't have it.")
@@ -92,7 +93,9 @@ def _sentence(error: ValidationError, plain: dict, within: tuple[str, ...] = ())
     if known:
         return KEYS[known].complain(known, _value(plain, known))
     group = name.replace(".", "/")
-    return f"{name}={mistake['input']!r} is not valid: use one of the choices of {group}=…."
+    return (
+        f"{name:.200}={mistake['input']!r:.200} is not valid: use one of the choices of {group}=…."
+    )
 
 
 def _longest_known(path: Sequence[str | int]) -> str | None:

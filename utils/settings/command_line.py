@@ -4,15 +4,18 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from utils.errors import ConfigError
 from utils.settings.check import check_task
 from utils.settings.composition import composed_settings, resolve
+from utils.settings.identity import of_all_processes
 from utils.settings.schema import KEYS, Settings
 from utils.settings.schema.task import TASKS, Task
 from utils.settings.trust import targets
+from utils.version import source_digest
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,13 @@ class Command:
             ConfigError: if one of them is wrong.
         """
         return check_task(resolve(self.composed.task), self.composed.estimators)
+
+    @property
+    def shared(self) -> dict[str, object]:
+        """By name, what must be the same in all processes: settings as composed, and the code."""
+        plain = OmegaConf.to_container(self.composed, resolve=False)
+        code = {"the digest of the code": source_digest(), "PyTorch": torch.__version__}
+        return {**code, **of_all_processes(plain)}
 
     @property
     def replaced(self) -> dict[str, object]:

@@ -8,6 +8,25 @@ from typing import Any
 from utils.settings.schema import KEYS, Settings
 
 ELSEWHERE = ("wandb", "task", "estimators", "metrics", "trackers")  # groups that change no result
+# What may differ between the processes of a run: places, and how a machine computes.
+OF_A_MACHINE = (
+    "checkpoint",
+    "dataset.cache",
+    "dataset.download",
+    "dataset.memory_limit",
+    "dataset.root",
+    "run",
+    "runs_dir",
+    "task.output",
+    "train.device",
+    "train.fid_weights",
+    "train.grace_seconds",
+    "train.stuck_minutes",
+    "train.threads",
+)
+
+# Settings that are no more, with the defaults under which earlier versions named their folders.
+FORMER = {"model.is_k_prior": 16}
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -35,9 +54,18 @@ def determining(plain: dict) -> dict[str, Any]:
     }
 
 
+def of_all_processes(plain: dict) -> dict[str, Any]:
+    """Dotted key -> value of everything in plain settings that a run's processes must share."""
+    return {
+        key: value
+        for key, value in leaves(plain)
+        if key not in OF_A_MACHINE and key.partition(".")[0] not in ("wandb", "trackers")
+    }
+
+
 def digest(plain: dict) -> str:
     """Eight hex digits of what determines the result."""
-    text = json.dumps(determining(plain), sort_keys=True)
+    text = json.dumps({**FORMER, **determining(plain)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -3,10 +3,11 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from datasets.fingerprint import fingerprint
 from datasets.loaders import EvaluationBatches, TrainBatches
-from datasets.splits import ImageSplits
+from datasets.splits import SPLITS, ImageSplits
 from utils.errors import ConfigError
-from utils.processes.collectives import main_first
+from utils.processes.collectives import check_same, main_first
 from utils.processes.job import Job
 from utils.settings.parts import build
 from utils.settings.schema import Settings
@@ -94,8 +95,16 @@ def _from_torch(images: Any, source: dict, dataset: Dataset) -> "ImageSource":
 
 
 def splits_of(settings: Settings, job: Job) -> ImageSplits:
-    """The data set, read by the main process first: it may have to be fetched."""
-    return main_first(job.processes, lambda: load_images(settings))
+    """The data set, read by the main process first: it may have to be fetched.
+
+    Raises:
+        ConfigError: also where the processes have read different images.
+    """
+    splits = main_first(job.processes, lambda: load_images(settings))
+    if job.processes.world > 1:
+        found = {name: getattr(splits, name) for name in SPLITS if len(getattr(splits, name))}
+        check_same({f"the {name} images": fingerprint(images) for name, images in found.items()})
+    return splits
 
 
 def train_batches(settings: Settings, splits: ImageSplits, job: Job) -> TrainBatches:

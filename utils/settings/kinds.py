@@ -96,7 +96,7 @@ class Key:
 
     def complain(self, name: str, value: Any) -> str:
         """The sentence about a wrong value."""
-        shown = "…" if self.secret else repr(value)
+        shown = "…" if self.secret else f"{value!r:.200}"
         return f"{name}={shown} is not valid: use {self.wanted}."
 
     @cached_property

@@ -7,15 +7,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import ConfigError
 from utils.settings.check import check
 from utils.settings.composition import compose, explain, resolve
-from utils.settings.identity import ELSEWHERE
+from utils.settings.identity import ELSEWHERE, FORMER
 from utils.settings.schema import Settings
 from utils.settings.trust import CONFIGS, check_targets, plain_data
+from utils.terminal import one_line
 
 OWN_CLASSES = ("estimators", "metrics", "trackers")  # every command names its own
+IMPORTANCE_SAMPLING = ("is_k_per_context", "is_k_paths")  # keys under model of later versions
 OF_THE_TASK = (*ELSEWHERE, "checkpoint", "run", "runs", "runs_dir", "hydra")  # not of the model
 
 
@@ -73,7 +76,13 @@ def _apply(override: Override, merged: DictConfig, recorded: dict) -> None:
                 "settings: leave it out."
             )
     elif "." in key and "/" not in key:
-        OmegaConf.update(merged, key, value, force_add=True)
+        try:
+            OmegaConf.update(merged, key, value, force_add=True)
+        except (ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:
+            raise ConfigError(
+                f"{key}={value} has no place in the checkpoint's settings ({one_line(error)}): get "
+                "a good copy, or leave it out."
+            ) from error
     else:
         raise ConfigError(f"{override.input_line} would make it another model: leave it out.")
 
@@ -82,11 +91,21 @@ def _with_later_defaults(recorded: dict) -> dict:
     """Settings of an earlier version, with the defaults of what came later; the model's stay."""
     found = {**recorded, **{key: {} for key in OWN_CLASSES}}
     for group in ("train", "wandb"):
-        defaults = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / "defaults.yaml"))
-        defaults.pop("defaults", None)
-        own = recorded.get(group)
-        found[group] = {**defaults, **(own if isinstance(own, dict) else {})}
+        own = recorded.get(group, {})
+        found[group] = {**_defaults(group), **own} if isinstance(own, dict) else own
+    if isinstance(found["wandb"], dict):
+        found["wandb"]["api_key"] = None  # a file has none of ours
+    if isinstance(model := recorded.get("model"), dict):
+        sampling = {key: _defaults("model", "base")[key] for key in IMPORTANCE_SAMPLING}
+        kept = {key: value for key, value in model.items() if f"model.{key}" not in FORMER}
+        found["model"] = {**sampling, **kept}
     return found
+
+
+def _defaults(group: str, name: str = "defaults") -> dict:
+    content = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
+    content.pop("defaults", None)
+    return content
 
 
 def _check_shape(recorded: dict, wanted: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
+from itertools import chain, islice
 from typing import Any
 
 import yaml
@@ -11,6 +12,8 @@ from utils.version import ROOT
 
 CONFIGS = ROOT / "configs"
 INTERPOLATION = "${"
+MOST_VALUES, MOST_LEVELS = 100_000, 30  # settings have some 150, in 5 levels
+MOST_INTEGER = 2**63
 
 
 def plain_data(content: object, source: str) -> dict:
@@ -23,20 +26,33 @@ def plain_data(content: object, source: str) -> dict:
     """
     if not isinstance(content, dict):
         raise ConfigError(f"{source} holds no settings: get a good copy.")
-    try:
-        return _plain(content, "", source)
-    except RecursionError:
-        raise ConfigError(f"{source} nests its settings without end: get a good copy.") from None
+    _check_size(content, source)
+    return _plain(content, "", source)
+
+
+def _check_size(content: dict, source: str) -> None:
+    """Few bytes may hold a list of lists of lists that are all the same one, or in itself."""
+    level, count = [content], 0
+    for _ in range(MOST_LEVELS):
+        inner = (
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))
+        )
+        level = list(islice(chain.from_iterable(inner), MOST_VALUES))
+        count += len(level)
+        if not level and count < MOST_VALUES:
+            return
+    raise ConfigError(f"{source} nests its settings without end: get a good copy.")
 
 
 def _plain(value: object, key: str, source: str) -> Any:
     if isinstance(value, dict):
         found = {}
         for name, inner in value.items():
-            inside = f"{key}.{name}".lstrip(".")
-            _plain(name, f"key {inside!r}", source)
             if type(name) is not str:
-                raise ConfigError(f"{source} has {name!r} for a key, no text: get a good copy.")
+                kind = type(name).__name__
+                raise ConfigError(f"{source} has a {kind} for a key, no text: get a good copy.")
+            inside = f"{key}.{name:.100}".lstrip(".")
+            _plain(name, f"key {inside!r}", source)
             found[name] = _plain(inner, inside, source)
         return found
     if isinstance(value, list):
@@ -46,6 +62,8 @@ def _plain(value: object, key: str, source: str) -> Any:
             f"{source} is not to be trusted: its {key} holds an interpolation ({value[:60]!r}), "
             "which was not followed; get a good copy."
         )
+    if type(value) is int and abs(value) >= MOST_INTEGER:
+        raise ConfigError(f"{source} has a number without end as its {key}: get a good copy.")
     if value is not None and type(value) not in (str, bool, int, float):
         raise ConfigError(
             f"{source} is not to be trusted: its {key} is a {type(value).__name__}, which no "
@@ -80,8 +98,8 @@ def check_targets(plain: dict, trusted: Collection[str], source: str) -> None:
     for key, target in targets(plain):
         if target not in trusted and target not in _targets_in_configs():
             raise ConfigError(
-                f"{source} names code outside this project, {key}={target}, which was not run: add "
-                f"{key}={target} to the command if you trust it."
+                f"{source} names code outside this project, {key}={target:.200}, which was not "
+                f"run: add {key}={target:.200} to the command if you trust it."
             )
 
 

@@ -12,6 +12,7 @@ from datasets.splits import SPLITS, ImageSplits
 from utils.files import write_json
 from utils.processes.job import Job
 from utils.processes.launch import Processes
+from utils.runs.access import results_folder
 from utils.settings.command_line import Command
 from utils.settings.images import load_images
 from utils.settings.schema import Settings
@@ -32,7 +33,7 @@ def check_data(command: Command, processes: Processes) -> None:
     from utils.report.drawing import save
 
     own = Path(settings.runs_dir, "check_data", settings.dataset.name)
-    output = Path(settings.task.output or own).absolute()
+    output = results_folder(settings.task.output, own).absolute()
     began = time.monotonic()
     splits = load_images(settings)
     seconds = time.monotonic() - began

@@ -1,25 +1,40 @@
 """One command: Hydra composes, a task runs, and mistakes are told in one sentence."""
 
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
+import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from utils.processes import launch
+from utils.processes import launch, watch
+from utils.processes.collectives import check_same
+from utils.processes.devices import pick_device
 from utils.processes.launch import Processes
 from utils.processes.peers import INTERRUPTED_MESSAGE
-from utils.runs.signals import INTERRUPTED, Interrupted
+from utils.processes.ranks import launcher
+from utils.runs.signals import INTERRUPTED, Interrupted, interruptible
 from utils.settings.command_line import Command, quote_texts, take_secrets
 from utils.settings.composition import explain
+from utils.streams import never_fail
+from utils.terminal import LogFormatter, printable
 from utils.training.memory import disable_malloc_trim
 from utils.training.stopping import TrainingStopped
 
-USER_ERRORS = (ValueError, TrainingStopped, OSError, OmegaConfBaseException)  # told in a sentence
+# Told in a sentence:
+USER_ERRORS = (
+    ValueError,
+    TrainingStopped,
+    OSError,
+    OmegaConfBaseException,
+    torch.OutOfMemoryError,
+)
 Task = Callable[[Command, Processes], None]
 
 
@@ -57,42 +72,72 @@ def run_job(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
 def _run_task(composed: DictConfig, tasks: Mapping[str, Task]) -> None:
     """The task, in all processes; what ends one of them ends all."""
     command = Command.running(composed)
-    processes = launch.start(composed.train.ddp)
+    grace = command.value("train.grace_seconds")
+    with interruptible(grace) if launcher() != "none" else nullcontext():
+        _run_with_others(command, tasks[command.composed.task.name])
+
+
+def _run_with_others(command: Command, task: Task) -> None:
+    processes = launch.start(command.composed.train.ddp)
     try:
-        tasks[command.composed.task.name](command, processes)
+        if processes.world > 1:
+            _connect(command, processes)
+        task(command, processes)
     except BaseException as error:
         status, told = getattr(error, "status", 1), None
-        if not isinstance(error, (Interrupted, KeyboardInterrupt)):
+        if isinstance(error, KeyboardInterrupt):
+            status = INTERRUPTED
+        elif not isinstance(error, Interrupted):
             known = isinstance(error, USER_ERRORS)
-            told = _sentence(error) if known else traceback.format_exc()
-        end = launch.report_failure(status, told, error)
-        if end is None:
+            told = _sentence(error) if known else printable(traceback.format_exc(), kept="\n")
+        ended = watch.report_failure(status, told, error)
+        if ended is None:
             raise
-        if processes.is_main:
-            print(end.message, file=sys.stderr)
-        sys.exit(end.status)
+        sys.exit(ended)
     finally:
         launch.stop()
 
 
+def _connect(command: Command, processes: Processes) -> None:
+    """Make several processes one group, of the same command."""
+    watch.end_when_stuck(command.value("train.stuck_minutes"))
+    launch.join(processes, pick_device(command.value("train.device"), processes))
+    check_same(command.shared)
+
+
 def _sentence(error: Exception) -> str:
     """What a person can mend."""
-    return str(explain(error) if isinstance(error, OmegaConfBaseException) else error)
+    if isinstance(error, torch.OutOfMemoryError):
+        what = ". ".join(str(error).split(". ")[:2]).rstrip(".")  # of torch's page about it
+        return (
+            f"{what}: to train in less, lower dataset.data_module.batch_size, raise train.acc_grad "
+            "or set train.checkpoint_activations=true; to evaluate, lower "
+            "dataset.data_module.test_batch_size."
+        )
+    return printable(str(explain(error) if isinstance(error, OmegaConfBaseException) else error))
 
 
 def run_command(job: Callable[[], object]) -> int:
     """Let Hydra compose and run the jobs; the command's exit status."""
     global _running
+    never_fail()
     _running = Running(os.getpid(), os.environ.get("HYDRA_FULL_ERROR") == "1")
     take_secrets(sys.argv)
     quote_texts(sys.argv)
     disable_malloc_trim()
+    logging.lastResort.setFormatter(LogFormatter())  # what no run's log takes goes to the terminal
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors of its own making and exits
     try:
         job()
     except (HydraException, OmegaConfBaseException) as error:
         if _running.show_traceback:
             raise
-        print(f"Error: {explain(error)}", file=sys.stderr)
+        print(f"Error: {printable(str(explain(error)))}", file=sys.stderr)
+        return 1
+    except OSError as error:  # Hydra's, about the folder of a sweep; a job's own are told by it
+        if _running.show_traceback:
+            raise
+        message = f"runs_dir cannot be written to ({error}): allow it, or set another one."
+        print(f"Error: {printable(message)}", file=sys.stderr)
         return 1
     return 1 if _running.failed else 0

@@ -6,7 +6,9 @@ from utils import checkpoint
 from utils.evaluation.compared_runs import Run, cached_run, sources
 from utils.evaluation.scoring import score
 from utils.files import write_scores
+from utils.processes.collectives import agree, from_main
 from utils.processes.launch import Processes
+from utils.runs.access import check_own, results_folder
 from utils.settings.command_line import Command
 from utils.tasks.trained import Trained
 from utils.terminal import Terminal
@@ -18,20 +20,22 @@ def compare(command: Command, processes: Processes) -> None:
 
     task, runs_dir = command.task, command.value("runs_dir")
     terminal = Terminal(processes.is_main)
+    output = results_folder(task.output, Path(runs_dir, "compare"))
     runs = []
-    for source in sources(command.value("runs")):
+    for source in from_main(sources(command.value("runs"))):
         run = cached_run(source, task, runs_dir, command.overrides)
-        if run is None:
+        if any(agree(run is None)):
             terminal.line(f"Scoring {source}")
             run = _scored(source, command, processes)
         runs.append(run)
     if processes.is_main:
-        folder = Path(task.output or Path(runs_dir, "compare")).absolute()
-        write_comparison(runs, folder, terminal)
+        write_comparison(runs, output.absolute(), terminal)
 
 
 def _scored(source: str, command: Command, processes: Processes) -> Run:
     """A run scored now, and written down for the next time."""
+    folder = checkpoint.output_folder(source, command.value("runs_dir"))
+    check_own(folder, "score it by task=test and task.output=…, or compare a copy")
     trained, split = Trained.load(source, command, processes), command.task.split
     found = score(
         trained.model,
@@ -42,6 +46,5 @@ def _scored(source: str, command: Command, processes: Processes) -> Run:
         trained.job.terminal,
     )
     if processes.is_main:
-        folder = checkpoint.output_folder(source, command.value("runs_dir"))
         write_scores(folder, f"{split}_scores", found.record.to_json(), found.per_image)
     return Run(found.record, found.per_image)

@@ -20,7 +20,7 @@ def sample(command: Command, processes: Processes) -> None:
 
     trained = Trained.named(command, processes)
     model, task, terminal = trained.model, trained.settings.task, trained.job.terminal
-    seed, parts = trained.settings.train.seed, []
+    seed, parts = task.noise_seed, []
     with terminal.bar("samples", task.num_images) as bar:
         for ids in torch.arange(task.num_images, device=model.device).split(SAMPLE_BATCH):
             x = model.sample(

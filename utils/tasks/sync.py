@@ -7,7 +7,9 @@ from utils.errors import ConfigError
 from utils.evaluation.record import ScoreRecord
 from utils.processes.launch import Processes
 from utils.runs import checkpoints
-from utils.runs.folder import RESULTS, expand_pattern, locked, log_to_file, read_run
+from utils.runs.access import check_own, locked, log_to_file
+from utils.runs.folder import RESULTS
+from utils.runs.stored import expand_pattern, read_run
 from utils.settings.check import check
 from utils.settings.command_line import Command
 from utils.settings.identity import without_secrets
@@ -39,6 +41,7 @@ def sync(command: Command, processes: Processes) -> None:
         wandb = command.wandb_over(recorded.plain["wandb"])
         settings = check({**recorded.plain, "wandb": wandb}, to_build=False)
         if processes.is_main:
+            check_own(folder.resolve(), "upload it as the user who trained it")
             with locked(folder):
                 log_to_file(folder / "run.log")
                 name = bring_up_to_date(folder, settings, wandb_id)

@@ -36,9 +36,11 @@ def _score(trained: Trained) -> tuple[Score, EvaluationBatches]:
     found = score(
         trained.model, settings, batches, settings.task.split, trained.file, job.terminal, measures
     )
-    show_score(job.terminal, found.record, found.metrics)
-    if job.is_main:
-        stem = f"{settings.task.split}_scores"
-        path = write_scores(trained.output, stem, found.record.to_json(), found.per_image)
-        job.terminal.line(f"Also in {path}")
+    path = trained.output / f"{settings.task.split}_scores.json"
+    try:
+        if job.is_main:
+            write_scores(path.parent, path.stem, found.record.to_json(), found.per_image)
+    finally:  # on a full disk too
+        show_score(job.terminal, found.record, found.metrics)
+    job.terminal.line(f"Also in {path}")
     return found, batches

@@ -8,10 +8,13 @@ from datasets.loaders import EvaluationBatches
 from model import LadderVAE
 from utils import checkpoint
 from utils.errors import ConfigError
-from utils.processes.collectives import main_first
+from utils.files import file_digest
+from utils.processes.collectives import check_same, main_first
 from utils.processes.job import Job
 from utils.processes.launch import Processes
+from utils.runs.access import results_folder
 from utils.settings.command_line import Command
+from utils.settings.identity import of_all_processes
 from utils.settings.images import evaluation_batches, splits_of
 from utils.settings.schema import Settings
 from utils.settings.threads import use_threads
@@ -52,8 +55,10 @@ class Trained:
         model, settings = checkpoint.load(
             file, command.overrides, job.device, command.trusted, command.replaced
         )
+        if processes.world > 1:
+            check_same({"checkpoint": file_digest(file), **of_all_processes(settings.plain)})
         use_threads(settings, processes)
-        output = Path(task.output or checkpoint.output_folder(source, runs_dir))
+        output = results_folder(task.output, checkpoint.output_folder(source, runs_dir))
         return cls(model, settings, file, output, job)
 
     def batches(self) -> EvaluationBatches:

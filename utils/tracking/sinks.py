@@ -5,7 +5,7 @@ import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from utils.files import atomic_write
+from utils.files import atomic_write, explained, no_follow
 
 log = logging.getLogger("ladder_vae")
 
@@ -54,20 +54,29 @@ class LocalSink(Sink):
         self.path = path
 
     def log(self, values: dict[str, float], epoch: int, step: int) -> None:
-        """Append a line."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"epoch": epoch, "step": step, **values}) + "\n")
+        """Append a line.
+
+        Raises:
+            OSError: one sentence, if it cannot be written.
+        """
+        line = json.dumps({"epoch": epoch, "step": step, **values}) + "\n"
+        with (
+            explained(self.path),
+            open(self.path, "a", encoding="utf-8", opener=no_follow) as file,
+        ):
+            file.write(line)
 
     def rows(self) -> list[dict]:
-        """All rows so far; an incomplete line, left by a crash, is skipped with a warning."""
+        """All rows so far; a line that is none, as one cut short, is skipped with a warning."""
         if not self.path.exists():
             return []
         rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            row = _row(line)
+            if row is None:
                 log.warning("%s has a line cut short, left out: %s", self.path, line[:40])
+            else:
+                rows.append(row)
         return rows
 
     def rewind(self, epochs: int) -> None:
@@ -75,3 +84,13 @@ class LocalSink(Sink):
         kept = [row for row in self.rows() if row["epoch"] <= epochs]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         atomic_write(self.path, lambda file: file.write(text.encode()))
+
+
+def _row(line: str) -> dict | None:
+    """The row in a line of the log; None where it holds something else."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and type(row.get("epoch")) is type(row.get("step")) is int
+    return row if whole else None

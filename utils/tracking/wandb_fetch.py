@@ -4,7 +4,6 @@ import base64
 import logging
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.files import copy_file
 from utils.terminal import one_line
 from utils.tracking.sinks import METRICS
 from utils.tracking.wandb_client import RUN_CHECKPOINT, TRIES, api, md5
@@ -191,10 +191,7 @@ def _download(remote: RemoteFile, named: str, cache: Path, name: str) -> Path:
                 path = Path(remote.download(temporary))
                 if remote.matches(path):
                     folder.mkdir(parents=True, exist_ok=True)
-                    partial = cached.with_name(f"{name}.{os.getpid()}.partial")
-                    shutil.copyfile(path, partial)
-                    os.replace(partial, cached)
-                    return cached
+                    return copy_file(path, cached)
                 reason = f"{path.stat().st_size:,} of {remote.size:,} bytes, or other ones"
             except Exception as error:
                 reason = one_line(error)

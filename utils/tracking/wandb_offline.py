@@ -1,13 +1,14 @@
 """Offline recordings for W&B in a run's folder, and their upload."""
 
-import json
 import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from utils.files import write_json
+from utils.errors import ConfigError
+from utils.files import read_json, write_json
 
 log = logging.getLogger("ladder_vae")
 
@@ -25,8 +26,9 @@ class OfflineRecords:
         self.end_position: int = 0
         self.first: dict[str, int] = {}  # the first position of each record
         if self.file.exists():
-            content = json.loads(self.file.read_text())
-            self.end_position, self.first = content["end"], content["first"]
+            with suppress(ConfigError, KeyError):  # damaged: a new record has everything again
+                content = read_json(self.file, "remove it")
+                self.end_position, self.first = content["end"], content["first"]
 
     def set_aside(self) -> None:
         """Rename records that were cut short."""

@@ -1,13 +1,12 @@
 """Uploads of checkpoints to a W&B run, in the background and verified."""
 
 import logging
-import os
-import shutil
 import time
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from utils.files import copy_file
 from utils.tracking.sinks import METRICS
 from utils.tracking.wandb_client import RUN_CHECKPOINT, TRIES, api, client, md5
 from utils.tracking.wandb_fetch import run_version
@@ -113,8 +112,7 @@ class CheckpointUploads:
 
     def _save_file(self, path: Path, name: str) -> Path:
         """Copy a file to the run's files, which the client uploads in its own time."""
-        copy = Path(self.run.dir, name)
-        os.replace(shutil.copyfile(path, copy.with_name(f"{name}.partial")), copy)
+        copy = copy_file(path, Path(self.run.dir, name))
         self.run.save(str(copy), self.run.dir, policy="now")
         return copy
 

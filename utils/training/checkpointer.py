@@ -36,16 +36,16 @@ class Checkpointer:
         """Whether checkpoints go by the number of steps, and one is due after this many."""
         return self.every_steps is not None and step % self.every_steps == 0
 
-    def save(self, *names: str, wait: bool = False, compare_processes: bool = True) -> None:
+    def save(self, *names: str, wait: bool = False) -> None:
         """Save the state under these names; returns once it is copied or, to `wait`, written.
 
-        Collective with compare_processes: all processes must call it at the same time then.
+        Collective: call it on every process.
 
         Raises:
             CannotContinue: where weights are not finite, or differ between processes.
             TrainingStopped: see `check`.
         """
-        differing = collectives.differing(self.state.model) if compare_processes else None
+        differing = collectives.differing(self.state.model)
         if differing:
             raise CannotContinue(f"the processes have different weights, first {differing}")
         bad = diagnosis.bad_weights(self.state.model)
@@ -71,7 +71,19 @@ class Checkpointer:
         except SaveFailed as error:
             if not self.continue_on_error:
                 raise TrainingStopped(
-                    f"Training stopped at step {self.state.progress.step}: {error}; make room and "
+                    f"Training stopped at step {self.state.progress.step}: {error}; mend that and "
                     "repeat the command, or let it go on without by train.on_save_error=continue."
                 ) from error
             self.terminal.line(f"Note: {error}; training goes on and tries again at the next one.")
+
+    def close(self) -> None:
+        """Wait for what is being written when training has ended, by an error too.
+
+        The run's folder is this process's until then. A checkpoint that could not be written is
+        reported only, because the error that ended the training matters more.
+        """
+        try:
+            if self.saver:
+                self.saver.finish()
+        except SaveFailed as error:
+            self.terminal.line(f"Note: {error}.")

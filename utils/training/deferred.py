@@ -19,14 +19,13 @@ from utils.training.step import Requests, TrainingStep
 def can_defer(state: TrainingState) -> bool:
     """Whether steps may be queued on the device without a host-device synchronisation.
 
-    Its optimiser must be able to leave out a step by itself (`found_inf` of the fused kernels), and
-    nothing else may change in such a step.
+    Its optimiser must be able to leave out a step by itself (`found_inf` of the fused kernels). A
+    batch norm can't: every forward pass moves its running statistics.
     """
     fused = all(group.get("fused") for group in state.optimizer.param_groups)
     modules = state.model.modules()
     batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules)
-    others_change = batch_norm or state.ema or state.scaler.is_enabled()
-    return state.model.device.type == "cuda" and fused and not others_change
+    return state.model.device.type == "cuda" and fused and not batch_norm
 
 
 class DeferredSteps:
@@ -76,15 +75,27 @@ class DeferredSteps:
         losses = step.gradients(micro_batches, beta)
         norm = step.gradient_norm()
         accepted = step.accepts(losses.isfinite().all(), norm)
-        agreed = collectives.total((~accepted).float()) == 0
-        self.all_accepted = accepted = self.all_accepted & agreed
+        means = collectives.mean(torch.cat([(~accepted)[None].to(losses), losses]).double())
+        self.all_accepted = accepted = self.all_accepted & (means[0] == 0)
         step.clip(norm)
         optimizer.found_inf = (~accepted).float()  # 1: its kernels leave all as it was
-        step.apply(lambda values: torch.where(accepted, collectives.total(values), 0.0))
+        step.apply(lambda values: torch.where(accepted, collectives.total(values), 0.0), accepted)
         del optimizer.found_inf
+        self._update_scale(accepted)
         self.pending.append(
-            (micro_batches, torch.cat([accepted[None].to(losses), norm[None], losses]))
+            (micro_batches, torch.cat([accepted[None].to(means), norm[None].to(means), means[1:]]))
         )
+
+    def _update_scale(self, accepted: Tensor) -> None:
+        """Let the loss scaler count the step, and raise the scale, where it is accepted."""
+        scaler = self.state.scaler
+        if not scaler.is_enabled():
+            return
+        tensors = (scaler._scale, scaler._growth_tracker)  # it has no public names for them
+        before = [tensor.clone() for tensor in tensors]
+        scaler.update()
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(torch.where(accepted, tensor, old))
 
     def _flush_due(self) -> bool:
         progress = self.state.progress

@@ -8,7 +8,7 @@ from utils.evaluation.collapse import CollapseReport
 
 @dataclass(frozen=True)
 class TrainingMeans:
-    """Means over an epoch's training steps so far, of this process's images."""
+    """Means over an epoch's training steps so far, of the images of all processes."""
 
     loss: float  # bits/dim
     reconstruction: float  # nats per image
@@ -36,6 +36,7 @@ class EpochMetrics:
     training: TrainingMeans | None
     loss: float
     validation: CollapseReport
+    active_units: float  # share of all units, those active beyond chance
     per_layer: dict[str, float]  # collapse metrics by key, as collapse/kl_0
 
     def tracker_values(self) -> dict[str, float]:
@@ -51,7 +52,7 @@ class EpochMetrics:
             "val/nelbo": report.nelbo,
             "val/reconstruction": report.reconstruction,
             "val/kl": sum(report.kl),
-            "val/active_units": report.active_units,
+            "val/active_units": self.active_units,
             **self.per_layer,
         }
 
@@ -63,7 +64,7 @@ class EpochMetrics:
             f"epoch {self.epoch:>4}  train {training.loss if training else math.nan:.4f} bits/dim  "
             f"val {self.loss:.4f} bits/dim = {report.nelbo:.2f} nats (reconstruction "
             f"{report.reconstruction:.2f} + KL {sum(report.kl):.2f})  "
-            f"active {report.active_units:.0%}  "
+            f"active {self.active_units:.0%}  "
             f"{training.images_per_second if training else 0.0:,.0f} images/s  "
             f"left {hours:.0f}:{seconds // 60:02.0f}:{seconds % 60:02.0f}"
             + (f"  skipped {self.skipped_steps}" if self.skipped_steps else "")

@@ -11,8 +11,8 @@ class Progress:
     """What a run remembers between steps; its fields are stored in checkpoints under their names.
 
     sums: over this epoch's steps with finite losses and gradients, the number of steps, loss
-    (bits/dim), gradient norm, reconstruction (nats) and KL per layer (nats), each a mean over this
-    process's images.
+    (bits/dim), gradient norm, reconstruction (nats) and KL per layer (nats), each a mean over the
+    images of all processes, which all have the same sums.
     """
 
     epoch: int = 0

@@ -4,12 +4,14 @@ from dataclasses import asdict
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model import LadderVAE
 from utils.processes import devices
 from utils.settings.schema.train import Train
+from utils.terminal import one_line
+from utils.training.average import AveragedWeights
 from utils.training.progress import Progress
+from utils.training.restored import check_optimizer, check_scheduler, progress
 
 # How an optimiser computes is this machine's choice, not the checkpoint's.
 IMPLEMENTATION_KEYS = ("fused", "foreach")
@@ -31,9 +33,7 @@ class TrainingState:
     ):
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.progress = Progress()
-        self.ema = None
-        if train.ema_rate > 0:
-            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema_rate))
+        self.ema = AveragedWeights(model, train.ema_rate) if train.ema_rate > 0 else None
         self.amp_dtype = devices.amp_dtype(model.device) if train.use_amp else None
         scaling = self.amp_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaling)
@@ -55,7 +55,23 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned.
+
+        Raises:
+            ValueError: if it is of another model, optimiser or schedule, or none at all.
+        """
+        try:
+            self._load(state)
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"The checkpoint to go on from does not fit the run ({one_line(error)}): get a "
+                "good copy, or train under another name=…."
+            ) from error
+
+    def _load(self, state: dict) -> None:
+        check_optimizer(state["optimizer"], self.optimizer)
+        if self.scheduler:
+            check_scheduler(state["scheduler"], self.scheduler)
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
@@ -66,4 +82,4 @@ class TrainingState:
         if self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        self.progress = progress(state["progress"])

@@ -74,13 +74,14 @@ class TrainingStep:
         progress = self.state.progress
         losses = self.gradients(micro_batches, beta).tolist()
         finite = all(map(math.isfinite, losses))
-        stop, save, bad = collectives.agree(*self.requests(progress.step + 1), not finite)
+        flags = (*self.requests(progress.step + 1), not finite)
+        (stop, save, bad), means = collectives.agree_and_average(flags, losses)
         if bad and finite and self.settings.on_nonfinite == "stop":
             raise PeerFailed
         norm = self._update(bad, partial(self._explain, micro_batches, beta, losses))
         progress.advance()
         if not bad and math.isfinite(norm):
-            progress.record_losses(losses, norm)
+            progress.record_losses(means, norm)
         return Requests(stop, save)
 
     def gradients(self, micro_batches: list[Batch], beta: float) -> Tensor:
@@ -116,15 +117,17 @@ class TrainingStep:
             parameters = list(self.model.parameters())
             nn.utils.clip_grads_with_norm_(parameters, self.settings.grad_clip, norm)
 
-    def apply(self, total: Callable[[Tensor], Tensor]) -> None:
+    def apply(self, total: Callable[[Tensor], Tensor], accepted: Tensor | None = None) -> None:
         """Step the optimiser, then the model's own statistics and the averaged weights.
 
-        total: the sum of a statistic over the processes.
+        total: the sum of a statistic over the processes. accepted: () bool where the device decides
+        on the step, which the optimiser's `found_inf` and `total` tell already. The loss scaler's
+        own `step` is not used: it would read whether the gradient is finite, which is known.
         """
-        self.state.scaler.step(self.state.optimizer)
+        self.state.optimizer.step()
         self.model.after_optimizer_step(total)
         if self.state.ema:
-            self.state.ema.update_parameters(self.model)
+            self.state.ema.update(self.model, accepted)
 
     def _forward(self, module: nn.Module, batch: Batch, beta: float) -> tuple[Tensor, ...]:
         """Loss (bits/dim), reconstruction (B,) and kl (B, L) of this step: the same every time."""
@@ -143,16 +146,17 @@ class TrainingStep:
         total = self.gradient_norm()
         norm = float(total)
         outcome = self._outcome(nonfinite_loss, norm)
+        if outcome is Outcome.NONFINITE and self.settings.on_nonfinite == "stop":
+            raise CannotContinue(explain())
+        if outcome is Outcome.ACCEPTED:
+            self.clip(total)
+            self.apply(collectives.total)
+        else:
+            self.model.after_optimizer_step(torch.zeros_like)  # nothing of this step is remembered
         if outcome in (Outcome.ACCEPTED, Outcome.RESCALED):
             progress.skipped_in_a_row = 0
-            if outcome is Outcome.ACCEPTED:
-                self.clip(total)
-            self.apply(collectives.total)
-        elif outcome is Outcome.NONFINITE and self.settings.on_nonfinite == "stop":
-            raise CannotContinue(explain())
         else:
             progress.skip()
-            self.model.after_optimizer_step(torch.zeros_like)  # nothing of this step is remembered
             self._check_skipped(outcome, norm, explain)
         collectives.average_statistics(self.model)  # which a skipped step's forward pass moves too
         self.state.scaler.update()

@@ -18,7 +18,7 @@ from model.objective import Objective, bits_per_dim
 from utils.evaluation.bound import posterior_collapse
 from utils.evaluation.collapse import Collapse, CollapseReport
 from utils.evaluation.metrics import STANDARD, Metrics, metric_values
-from utils.processes import collectives
+from utils.processes import collectives, watch
 from utils.runs.background import Saver
 from utils.runs.signals import Interrupted, Signals
 from utils.settings.schema.train import Train
@@ -34,7 +34,8 @@ from utils.training.state import TrainingState
 from utils.training.step import Requests, TrainingStep
 from utils.training.stopping import CannotContinue, TrainingStopped
 
-# Per validation image and epoch: quick; the final score takes as many as it needs.
+# Per validation image and epoch: quick, and enough to tell which units are active beyond chance.
+# The final score takes as many as tell of every unit.
 POSTERIOR_SAMPLES = 2
 
 
@@ -42,8 +43,9 @@ class Trainer:
     """Trains `model` in place.
 
     train: the settings under train. saver: None on processes that write no checkpoints.
-    draw_figures(model, epoch, step): called every train.eval_freq epochs. metrics: a user's own, of
-    each layer, recorded every epoch beside the standard ones.
+    draw_figures(model, epoch, step): called every train.eval_freq epochs. noise_seed: of what
+    validation draws. metrics: a user's own, of each layer, recorded every epoch beside the standard
+    ones.
     """
 
     def __init__(
@@ -61,11 +63,12 @@ class Trainer:
         tracker: Tracker,
         terminal: Terminal,
         signals: Signals,
+        noise_seed: int,
         metrics: Metrics = MappingProxyType({}),
     ):
         model.recompute(train.checkpoint_activations)
         self.objective, self.batches, self.validation = objective, batches, validation
-        self.settings, self.draw_figures = train, draw_figures
+        self.settings, self.draw_figures, self.noise_seed = train, draw_figures, noise_seed
         self.metrics = {**STANDARD, **metrics}
         self.tracker, self.terminal, self.signals = tracker, terminal, signals
         self.state = TrainingState(model, optimizer, scheduler, train)
@@ -111,6 +114,9 @@ class Trainer:
                 f"Training stopped at step {self.progress.step + 1}: {error}; the last good "
                 f"checkpoint is {self.tracker.folder / 'checkpoints' / 'last.pth'}."
             ) from error
+        finally:
+            with self.signals.between_steps():  # a first signal doesn't interrupt the waiting
+                self.checkpointer.close()
 
     def train_epoch(self) -> None:
         """The steps of this epoch that are still to do."""
@@ -136,15 +142,22 @@ class Trainer:
         return DeferredSteps(self.step, self.checkpointer, len(self.batches))
 
     def validate(self) -> Collapse:
-        """Bound and active units on the validation set; a signal ends the run within it."""
+        """Bound and active units on the validation set; a signal to any process ends it early."""
+        left = len(self.validation.ids)  # of this process's share
 
         def tick(images: int) -> None:
+            nonlocal left
+            left -= images
             bar.count(images)
             if self.signals.stop_requested:
+                watch.ask_to_stop()
+            stop = self.signals.stop_requested or watch.stop_asked()
+            # Each process gets here once: when it is to stop, or has come to its end.
+            if (stop or left == 0) and any(collectives.agree(stop)):
                 self._save_and_leave()
 
         with self.terminal.bar("validation", len(self.validation.ids)) as bar:
-            model, seed = self.state.evaluation_model, self.settings.seed
+            model, seed = self.state.evaluation_model, self.noise_seed
             return posterior_collapse(model, self.validation, seed, POSTERIOR_SAMPLES, tick)
 
     def end_epoch(self) -> None:
@@ -153,8 +166,8 @@ class Trainer:
         collapse = self.validate()
         report = collapse.report()
         loss = self._validation_loss(report)
+        self._record(collapse, report, loss)
         self._step_scheduler(loss)
-        self._record(report, loss, metric_values(self.metrics, collapse))
         improved = progress.end_epoch(loss)
         names = ["last"]  # written last: it speaks of the best
         if settings.keep_every and progress.epoch % settings.keep_every == 0:
@@ -185,8 +198,8 @@ class Trainer:
         return requests
 
     def _save_and_leave(self) -> None:
-        """End the run as asked. Within a validation the processes get here at different times."""
-        self.checkpointer.save("last", wait=True, compare_processes=False)
+        """End the run as asked, in all processes at once."""
+        self.checkpointer.save("last", wait=True)
         raise Interrupted(self.signals.status)
 
     def _validation_loss(self, report: CollapseReport) -> float:
@@ -204,7 +217,7 @@ class Trainer:
         elif scheduler:
             scheduler.step()
 
-    def _record(self, report: CollapseReport, loss: float, per_layer: dict[str, float]) -> None:
+    def _record(self, collapse: Collapse, report: CollapseReport, loss: float) -> None:
         """This epoch's line: on the terminal, in the metrics, in W&B."""
         progress = self.progress
         metrics = EpochMetrics(
@@ -216,7 +229,8 @@ class Trainer:
             training=progress.means(self.batches.batch_size),
             loss=loss,
             validation=report,
-            per_layer=per_layer,
+            active_units=collapse.surely_active_units,
+            per_layer=metric_values(self.metrics, collapse),
         )
         self.tracker.log(metrics.tracker_values(), epoch=metrics.epoch, step=metrics.step)
         seconds_left = (self.settings.max_epochs - metrics.epoch) * progress.seconds

@@ -8,6 +8,7 @@ from model.context import CONTEXTS
 from model.layers import ACTIVATIONS
 from model.likelihoods import LIKELIHOODS
 from model.schedules import SCHEDULES
+from utils.settings.kinds import FREE
 from utils.settings.schema.types import ABSENT, Amount, Count, Group, NonNegative, PartialPart
 
 
@@ -74,7 +75,8 @@ class Model(Group):
     warmup: Amount
     free_bits_thr: NonNegative
     is_k: Count
-    is_k_prior: Count
+    is_k_per_context: Annotated[Count, FREE]
+    is_k_paths: Annotated[Count, FREE]
     encoder: Encoder
     decoder: Decoder
     ctx_size: Annotated[int, Field(ge=1, le=1024)] = ABSENT

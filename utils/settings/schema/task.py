@@ -8,7 +8,7 @@ from model.estimators import ESTIMATORS
 from utils.settings.kinds import (
     Wanted,
 )
-from utils.settings.schema.types import Count, Group, Text
+from utils.settings.schema.types import Count, Group, Seed, Text
 
 Split = Literal["train", "validation", "test"]
 NumImages = Count | None
@@ -17,7 +17,13 @@ Estimators = list[Annotated[Text, Wanted(f"one of {', '.join(ESTIMATORS)}")]]
 InformationImages = Annotated[int, Field(ge=2, le=10_000)]
 
 
-class TrainTask(Group):
+class EvaluationTask(Group):
+    """A task that draws random numbers of its own, apart from those of training."""
+
+    noise_seed: Seed = 0  # earlier versions recorded none
+
+
+class TrainTask(EvaluationTask):
     """task=train."""
 
     name: Literal["train"]
@@ -27,7 +33,7 @@ class TrainTask(Group):
     mi_images: InformationImages
 
 
-class ScoreTask(Group):
+class ScoreTask(EvaluationTask):
     """task=test."""
 
     name: Literal["test"]
@@ -37,7 +43,7 @@ class ScoreTask(Group):
     output: Output
 
 
-class ReportTask(Group):
+class ReportTask(EvaluationTask):
     """task=report."""
 
     name: Literal["report"]
@@ -48,7 +54,7 @@ class ReportTask(Group):
     output: Output
 
 
-class CompareTask(Group):
+class CompareTask(EvaluationTask):
     """task=compare."""
 
     name: Literal["compare"]
@@ -58,7 +64,7 @@ class CompareTask(Group):
     output: Output
 
 
-class SampleTask(Group):
+class SampleTask(EvaluationTask):
     """task=sample."""
 
     name: Literal["sample"]
@@ -67,7 +73,7 @@ class SampleTask(Group):
     output: Output
 
 
-class ReconstructTask(Group):
+class ReconstructTask(EvaluationTask):
     """task=reconstruct."""
 
     name: Literal["reconstruct"]

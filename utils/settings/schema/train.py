@@ -21,6 +21,7 @@ from utils.settings.schema.types import (
     PartialPart,
     Path,
     Rate,
+    Seed,
     Text,
 )
 
@@ -52,7 +53,7 @@ class SchedulerSettings(PartialPart):
 class Train(Group):
     """train: optimisation, checkpoints, where and how it computes."""
 
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    seed: Seed
     resume_id: Annotated[Annotated[Text, Wanted("the W&B id of a run")] | None, FREE]
     init_from: Annotated[Text, Wanted("a checkpoint")] | None
     device: Annotated[str, accepts(is_device), Wanted("auto, cpu, cuda, cuda:1 or mps"), FREE]
@@ -75,6 +76,7 @@ class Train(Group):
     log_every: Annotated[Count, FREE]
     keep_every: Annotated[Count | None, FREE]
     grace_seconds: Annotated[float, Field(ge=0, le=86_400), FREE]
+    stuck_minutes: Annotated[float, Field(gt=0, le=240), FREE]
     on_save_error: Annotated[Literal["stop", "continue"], FREE]
     use_amp: bool
     checkpoint_activations: Annotated[bool, FREE]

@@ -11,6 +11,7 @@ from utils.settings.kinds import (
 ABSENT: Any = None  # the default of keys that only some choices have: given, null is not valid
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, le=0.999999), Wanted("a number from 0 to under 1")]
 Text = Annotated[str, Field(min_length=1)]
