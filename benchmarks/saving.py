@@ -33,7 +33,8 @@ def cost(experiment: str, device: str, folder: Path) -> tuple[int, float, float,
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    state = TrainingState(model, optimizer, scheduler, settings.train)
+    objective = build.build_objective(settings)
+    state = TrainingState(model, optimizer, scheduler, settings.train, objective)
     began = time.perf_counter()
     copy = snapshot(state.state_dict())
     copying = time.perf_counter() - began

@@ -2,6 +2,7 @@
 
     s (B, c, h, h)  the deterministic state, from a zero map at the coarsest scale to the image
     s ← s + f;  s ← block(s + 1×1(z));  upsample after a scale's last latent
+    head(s), or what `output` puts in the place of s
 
 Sections 2 and 3 of arXiv 2302.09976. Latents are listed from the top, the context first.
 """
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.context import CONTEXTS, Context, ContextPosterior
+from model.direct import DirectPath
 from model.latent import Latent, LatentBlock
 from model.layers import BlockStyle, at_least_float32, decoder_block, last_conv, zero_init
 from model.levels import quantise
@@ -24,7 +26,12 @@ from model.scales import Scale
 
 
 class LadderDecoder(Part):
-    """The plain ladder: the top latent is a block like any other, its prior is `z_L_prior`."""
+    """The plain ladder: the top latent is a block like any other, its prior is `z_L_prior`.
+
+    posterior, delta: see `LatentBlock`. output: what the likelihood's head reads: the last `state`,
+    the state and every latent (`skip`), or every latent alone (`aggregate`); see `DirectPath`, also
+    for tied.
+    """
 
     num_top = 0  # latents above those of the ladder
 
@@ -41,12 +48,17 @@ class LadderDecoder(Part):
         softplus_beta: float,
         disconnect: bool,
         condition_on_last: bool,
+        posterior: str = "absolute",
+        delta: float | None = None,
+        output: str = "state",
+        tied: bool = False,
     ):
         super().__init__()
         self.style, self.log_variance = style, LogVariance(var_mode, softplus_beta)
         coarsest, finest = scales[-1], scales[0]
         self.start_shape = (coarsest.channels, coarsest.size, coarsest.size)
-        num_latents = sum(scale.num_latents for scale in scales)
+        widths = [scale.width for scale in reversed(scales) for _ in range(scale.num_latents)]
+        num_latents = len(widths)
         self.blocks, self.upsampling, self.scale_index = nn.ModuleList(), [], []
         for index, scale in reversed(list(enumerate(scales))):
             for position in range(scale.num_latents):
@@ -63,6 +75,9 @@ class LadderDecoder(Part):
                         num_blocks_per_scale,
                         disconnect,
                         num_latents,
+                        posterior,
+                        delta,
+                        updates_state=output != "aggregate" or len(self.blocks) < num_latents - 1,
                     )
                 )
                 self.upsampling.append(scale.factor if last else 1)
@@ -71,13 +86,46 @@ class LadderDecoder(Part):
         if condition_on_last:
             for scale in reversed(scales[:-1]):
                 self.condition.append(self.condition_conv(image_shape[0], coarsest, scale.channels))
-        channels = finest.channels
+        channels, self.output = finest.channels, output
+        if tied and len(set(widths)) > 1:
+            raise ValueError(
+                f"model.decoder.tied=true needs latents of one width, not {sorted(set(widths))}: "
+                "make those of model.latent_width equal, or use tied=false."
+            )
+        if output != "state":
+            self.direct = DirectPath(widths, channels, image_shape[-1], tied)
         post = [decoder_block(channels, channels, style) for _ in range(num_postprocess_blocks)]
         if post:
             zero_init(last_conv(post[-1].net))
         head = nn.Conv2d(channels, head_channels, 3, padding=1)
         nn.init.zeros_(head.bias)
         self.head = nn.Sequential(*post, head)
+
+    @classmethod
+    def check_arguments(
+        cls,
+        size: int,
+        *,
+        z_L_prior: Callable = NetworkPrior,
+        posterior: str = "absolute",
+        delta: float | None = None,
+        output: str = "state",
+        tied: bool = False,
+        **others: Any,
+    ) -> None:
+        """z_L_prior: the prior's class."""
+        top_is_gaussian = getattr(cls.first_prior(z_L_prior), "gaussian", False)
+        if posterior == "committed" and not top_is_gaussian:
+            raise ValueError(
+                "posterior=committed needs Gaussian priors, which z_L_prior is not: use "
+                "model/decoder/z_L_prior=network, or posterior=residual."
+            )
+        if posterior == "committed" and delta is None:
+            raise ValueError("delta is missing, the nats that posterior=committed commits to.")
+        if posterior != "committed" and delta is not None:
+            raise ValueError(f"delta={delta} needs posterior=committed, which alone reads it.")
+        if tied and output == "state":
+            raise ValueError("tied=true needs output=skip or output=aggregate.")
 
     @property
     def priors(self) -> list[Prior]:
@@ -147,7 +195,14 @@ class LadderDecoder(Part):
                 conv = next(conditioned, None)
                 if conv is not None:
                     s = s + conv(self.resize_condition(condition, s.shape[-1]))
-        return latents, at_least_float32(self.head(s))
+        return latents, at_least_float32(self.head(self._read(s, latents)))
+
+    def _read(self, s: Tensor, latents: list[Latent]) -> Tensor:
+        """What the head reads, (B, c, H, W), given the last state."""
+        if self.output == "state":
+            return s
+        direct = self.direct([latent.z for latent in latents])
+        return s + direct if self.output == "skip" else direct
 
 
 class ContextDecoder(LadderDecoder):
@@ -191,6 +246,7 @@ class ContextDecoder(LadderDecoder):
     @classmethod
     def check_arguments(cls, size: int, *, z_L_prior: Callable, **others: Any) -> None:
         """z_L_prior: the prior's class; what a function makes is checked once it is built."""
+        super().check_arguments(size, z_L_prior=z_L_prior, **others)
         if not getattr(z_L_prior, "bounded", True):
             raise ValueError(
                 "z_L_prior of a context must be a diffusion model: use "

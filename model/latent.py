@@ -22,6 +22,7 @@ from model.layers import (
     last_conv,
 )
 from model.noise import Noise
+from model.posteriors import posterior_form
 from model.priors import LogVariance, Prior
 from model.scales import Scale
 
@@ -45,7 +46,11 @@ class Latent:
 
 
 class LatentBlock(nn.Module):
-    """Prior, posterior and state update of one Gaussian latent."""
+    """Prior, posterior and state update of one Gaussian latent.
+
+    posterior: one of `POSTERIORS`; delta: the rate that `committed` commits the latent to, nats.
+    updates_state: False where nothing reads the state after this latent.
+    """
 
     def __init__(
         self,
@@ -57,13 +62,20 @@ class LatentBlock(nn.Module):
         num_blocks: int,
         disconnect: bool,
         num_latents: int,
+        posterior: str = "absolute",
+        delta: float | None = None,
+        updates_state: bool = True,
     ):
         super().__init__()
         channels, width = scale.channels, scale.width
-        self.width, self.log_variance, self.disconnect = width, log_variance, disconnect
-        self.prior = prior
+        self.width, self.disconnect, self.prior = width, disconnect, prior
+        per_element = delta and delta / (width * scale.size**2)
+        self.form = posterior_form(posterior, log_variance, prior.bounded, per_element)
+        self.updates_state = updates_state
         self.posterior_net = decoder_net(channels, 2 * width, style)
         nn.init.uniform_(last_conv(self.posterior_net).weight, -1.0, 1.0)
+        if not updates_state:
+            return
         self.z_conv = nn.Conv2d(width, channels, 1)
         outs = [channels] * (num_blocks - 1) + [out_channels]
         self.blocks = nn.Sequential(*(decoder_block(channels, out, style) for out in outs))
@@ -71,13 +83,11 @@ class LatentBlock(nn.Module):
             for conv in [self.z_conv, *(last_conv(block.net) for block in self.blocks)]:
                 conv.weight.mul_(math.sqrt(1.0 / num_latents))
 
-    def posterior(self, s: Tensor, feature: Tensor) -> Gaussian:
-        """q(z | s, feature)."""
+    def posterior(self, s: Tensor, feature: Tensor, p: Density) -> Gaussian:
+        """q(z | s, feature), beside p(z | s)."""
         h = self.posterior_net(feature if self.disconnect else feature + s)
         mean, raw = at_least_float32(h).chunk(2, dim=1)
-        if self.prior.bounded:
-            mean = mean.tanh()
-        return Gaussian(mean, self.log_variance(raw))
+        return self.form(mean, raw, p)
 
     def forward(
         self,
@@ -89,7 +99,7 @@ class LatentBlock(nn.Module):
     ) -> tuple[Latent, Tensor]:
         """z as given, else from the posterior where there is a feature, else from the prior."""
         p, features = self.prior(s, noise)
-        q = None if feature is None else self.posterior(s, feature)
+        q = None if feature is None else self.posterior(s, feature, p)
         kl = None
         if given is not None:
             z = given
@@ -98,6 +108,8 @@ class LatentBlock(nn.Module):
             kl = p.kl_from(q, z)
         else:
             z = p.sample_n(len(s), noise, temperature)
+        if not self.updates_state:
+            return Latent(z, q, p, kl), s
         if features is not None:
             s = s + features
         return Latent(z, q, p, kl), self.blocks(s + self.z_conv(channels_last(z)))

@@ -45,6 +45,7 @@ class Prior(Part):
     """The prior of one latent, built from its `LatentSite`."""
 
     bounded = False  # whether z lies in [−1, 1], into which a posterior's mean is then squashed
+    gaussian = False  # whether every p(z | s) is a `Gaussian`, as relative posteriors want it
     uses_paths = False  # whether its density's `log_weight` is estimated from sampled paths
     cpu_memory_format = torch.channels_last  # in which its convolutions are fast on a CPU
 
@@ -66,6 +67,8 @@ class Prior(Part):
 class NetworkPrior(Prior):
     """s -> prior block -> mean (w), raw scale (w), features (c)."""
 
+    gaussian = True
+
     def __init__(self, site: LatentSite):
         super().__init__()
         self.split = [site.width, site.width, site.channels]
@@ -82,6 +85,8 @@ class NetworkPrior(Prior):
 class StandardPrior(Prior):
     """N(0, I), whatever the state."""
 
+    gaussian = True
+
     def __init__(self, site: LatentSite):
         super().__init__()
         shape = (site.width, site.size, site.size)
@@ -95,6 +100,8 @@ class StandardPrior(Prior):
 
 class GaussianPrior(Prior):
     """A free mean and log-variance (clamped to [−4, 0]) per element."""
+
+    gaussian = True
 
     def __init__(self, site: LatentSite):
         super().__init__()

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from model.context import CONTEXTS, Context
 from model.ladder_vae import LadderVAE
-from model.objective import BetaNelbo, Objective
+from model.objective import BalancedNelbo, BetaNelbo, BetaSchedule, Objective
 from utils.errors import ConfigError
 from utils.settings.parts import build
 from utils.settings.schema import Settings
@@ -19,6 +19,9 @@ NOT_OF_THE_MODEL = (  # keys under model that its constructor does not take
     "beta_start",
     "beta_end",
     "warmup",
+    "beta_cycles",
+    "beta_ramp",
+    "kl_balance",
     "free_bits_thr",
     "objective",
     "is_k",
@@ -81,12 +84,33 @@ def build_context(settings: Settings) -> Context | None:
 def build_objective(settings: Settings) -> Objective:
     """The training loss: the project's own, or the class that model.objective names."""
     model, plain = settings.model, settings.plain["model"]
-    make = build(plain["objective"], "model.objective") if model.objective else BetaNelbo
-    return make(
-        beta_start=model.beta_start,
-        beta_end=model.beta_end,
-        warmup=model.warmup,
-        free_bits_thr=model.free_bits_thr,
+    if model.objective:
+        return build(plain["objective"], "model.objective")(
+            beta_start=model.beta_start,
+            beta_end=model.beta_end,
+            warmup=model.warmup,
+            free_bits_thr=model.free_bits_thr,
+        )
+    nelbo = BetaNelbo(beta_schedule(settings), model.free_bits_thr)
+    if not model.kl_balance:
+        return nelbo
+    return BalancedNelbo(nelbo, sum(model.latent_scales) + (model.ctx_size is not None))
+
+
+def beta_schedule(settings: Settings) -> BetaSchedule:
+    """The weight of the KL in each epoch.
+
+    Raises:
+        ValueError: where its keys don't go together.
+    """
+    model = settings.model
+    return BetaSchedule(
+        model.beta_start,
+        model.beta_end,
+        model.warmup,
+        model.beta_cycles,
+        model.beta_ramp,
+        settings.train.max_epochs,
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from model.estimators import ESTIMATORS
 from utils.errors import ConfigError
+from utils.settings.build import beta_schedule
 from utils.settings.geometry import check_geometry
 from utils.settings.schema import KEYS, Settings
 from utils.settings.schema.task import TASKS, Task
@@ -117,4 +118,31 @@ def _check_combinations(settings: Settings) -> None:
         raise ConfigError(
             "train.checkpoint_activations=true with model.batch_norm=true would count every batch "
             "twice: use one of them."
+        )
+    _check_objective(settings)
+
+
+def _check_objective(settings: Settings) -> None:
+    """What must hold between the keys of the loss, and that each of them is read by something."""
+    model, decoder = settings.model, settings.model.decoder
+    schedule = ("beta_cycles", "beta_ramp", "kl_balance")
+    changed = [key for key in schedule if getattr(model, key) not in (1, None, False)]
+    if changed and model.objective is not None:
+        raise ConfigError(
+            f"model.{changed[0]}={getattr(model, changed[0])} is not read by an objective of one's "
+            "own: leave out one of them."
+        )
+    try:
+        beta = beta_schedule(settings)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if model.kl_balance and (beta.start == beta.end or not (beta.warmup or beta.ramp)):
+        raise ConfigError(
+            "model.kl_balance=true weighs the layers while the KL's weight rises, which it does "
+            "not: use model.beta_start=0 with model.warmup=… or model.beta_ramp=…."
+        )
+    if decoder.posterior == "committed" and 0 < model.free_bits_thr <= (decoder.delta or 0):
+        raise ConfigError(
+            f"model.free_bits_thr={model.free_bits_thr} is never reached, since "
+            f"model.decoder.delta={decoder.delta} keeps every latent above it: leave it out."
         )

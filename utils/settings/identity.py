@@ -28,6 +28,15 @@ OF_A_MACHINE = (
 # Settings that are no more, with the defaults under which earlier versions named their folders.
 FORMER = {"model.is_k_prior": 16}
 
+# Settings of later versions, with the values that change nothing: these rename no earlier run.
+NEUTRAL = {
+    "model.beta_cycles": 1,
+    "model.kl_balance": False,
+    "model.decoder.posterior": "absolute",
+    "model.decoder.output": "state",
+    "model.decoder.tied": False,
+}
+
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of everything that is not a mapping."""
@@ -43,12 +52,14 @@ def determining(plain: dict) -> dict[str, Any]:
     """Dotted key -> value of everything in plain settings that determines the result.
 
     Device, paths, logging, tasks and the number of processes are left out (the schema marks them
-    as free), and what is null: a setting that a later version adds does not rename earlier runs.
+    as free), and what is null or neutral: a setting that a later version adds does not rename
+    earlier runs.
     """
     return {
         key: value
         for key, value in leaves(plain)
         if value is not None
+        and NEUTRAL.get(key, ...) != value
         and not (key in KEYS and KEYS[key].free)
         and key.partition(".")[0] not in ELSEWHERE
     }

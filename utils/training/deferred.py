@@ -79,7 +79,11 @@ class DeferredSteps:
         self.all_accepted = accepted = self.all_accepted & (means[0] == 0)
         step.clip(norm)
         optimizer.found_inf = (~accepted).float()  # 1: its kernels leave all as it was
-        step.apply(lambda values: torch.where(accepted, collectives.total(values), 0.0), accepted)
+        step.apply(
+            lambda values: torch.where(accepted, collectives.total(values), 0.0),
+            means[3:],
+            accepted,
+        )
         del optimizer.found_inf
         self._update_scale(accepted)
         self.pending.append(

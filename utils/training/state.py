@@ -6,6 +6,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from model import LadderVAE
+from model.objective import Objective, StatefulObjective
 from utils.processes import devices
 from utils.settings.schema.train import Train
 from utils.terminal import one_line
@@ -20,8 +21,9 @@ IMPLEMENTATION_KEYS = ("fused", "foreach")
 class TrainingState:
     """Model, averaged weights, optimiser, scheduler, loss scaler and progress of a run.
 
-    train: the settings under train, of which use_amp and ema_rate are read. Checkpoints hold what
-    `state_dict` returns, tensors and plain containers alone.
+    train: the settings under train, of which use_amp and ema_rate are read. objective: saved too
+    where it learns (`StatefulObjective`). Checkpoints hold what `state_dict` returns, tensors and
+    plain containers alone.
     """
 
     def __init__(
@@ -30,9 +32,13 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         scheduler: LRScheduler | ReduceLROnPlateau | None,
         train: Train,
+        objective: Objective,
     ):
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.progress = Progress()
+        self.objective = None
+        if isinstance(objective, StatefulObjective):
+            self.objective = objective.to(model.device)
         self.ema = AveragedWeights(model, train.ema_rate) if train.ema_rate > 0 else None
         self.amp_dtype = devices.amp_dtype(model.device) if train.use_amp else None
         scaling = self.amp_dtype == torch.float16
@@ -45,7 +51,9 @@ class TrainingState:
 
     def state_dict(self) -> dict:
         """Everything that training needs to continue."""
+        objective = {"objective": self.objective.state_dict()} if self.objective else {}
         return {
+            **objective,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
@@ -73,6 +81,8 @@ class TrainingState:
         if self.scheduler:
             check_scheduler(state["scheduler"], self.scheduler)
         self.model.load_state_dict(state["model"])
+        if self.objective:
+            self.objective.load_state_dict(state["objective"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         groups = self.optimizer.param_groups

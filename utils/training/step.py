@@ -78,7 +78,9 @@ class TrainingStep:
         (stop, save, bad), means = collectives.agree_and_average(flags, losses)
         if bad and finite and self.settings.on_nonfinite == "stop":
             raise PeerFailed
-        norm = self._update(bad, partial(self._explain, micro_batches, beta, losses))
+        learns = self.state.objective is not None
+        kl = torch.tensor(means[2:], device=self.model.device) if learns else None
+        norm = self._update(bad, kl, partial(self._explain, micro_batches, beta, losses))
         progress.advance()
         if not bad and math.isfinite(norm):
             progress.record_losses(means, norm)
@@ -117,15 +119,22 @@ class TrainingStep:
             parameters = list(self.model.parameters())
             nn.utils.clip_grads_with_norm_(parameters, self.settings.grad_clip, norm)
 
-    def apply(self, total: Callable[[Tensor], Tensor], accepted: Tensor | None = None) -> None:
-        """Step the optimiser, then the model's own statistics and the averaged weights.
+    def apply(
+        self, total: Callable[[Tensor], Tensor], kl: Tensor | None, accepted: Tensor | None = None
+    ) -> None:
+        """Step the optimiser, then the model's own statistics, the objective's and the average.
 
-        total: the sum of a statistic over the processes. accepted: () bool where the device decides
-        on the step, which the optimiser's `found_inf` and `total` tell already. The loss scaler's
-        own `step` is not used: it would read whether the gradient is finite, which is known.
+        total: the sum of a statistic over the processes. kl: of the step, per layer (L,), over the
+        images of all processes, for an objective that learns. accepted: () bool where the device
+        decides on the step, which the optimiser's `found_inf` and `total` tell already. The loss
+        scaler's own `step` is not used: it would read whether the gradient is finite, which is
+        known.
         """
         self.state.optimizer.step()
         self.model.after_optimizer_step(total)
+        if self.state.objective:
+            taken = torch.ones_like(kl[0], dtype=torch.bool) if accepted is None else accepted
+            self.state.objective.record_step(kl, taken)
         if self.state.ema:
             self.state.ema.update(self.model, accepted)
 
@@ -137,10 +146,10 @@ class TrainingStep:
         with torch.autocast(self.model.device.type, dtype, enabled=bool(dtype)):
             return module(batch.x, keys, beta)
 
-    def _update(self, nonfinite_loss: bool, explain: Callable[[], str]) -> float:
+    def _update(self, nonfinite_loss: bool, kl: Tensor | None, explain: Callable[[], str]) -> float:
         """Clip and apply the gradient, or skip it; returns its norm.
 
-        explain: where values that are not finite come from, for the message.
+        kl: as `apply` takes it. explain: where values that are not finite come from, in words.
         """
         progress = self.state.progress
         total = self.gradient_norm()
@@ -150,7 +159,7 @@ class TrainingStep:
             raise CannotContinue(explain())
         if outcome is Outcome.ACCEPTED:
             self.clip(total)
-            self.apply(collectives.total)
+            self.apply(collectives.total, kl)
         else:
             self.model.after_optimizer_step(torch.zeros_like)  # nothing of this step is remembered
         if outcome in (Outcome.ACCEPTED, Outcome.RESCALED):

@@ -7,6 +7,7 @@ of an epoch too, goes on as if it had never stopped.
 import math
 import time
 from collections.abc import Callable
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
@@ -71,7 +72,7 @@ class Trainer:
         self.settings, self.draw_figures, self.noise_seed = train, draw_figures, noise_seed
         self.metrics = {**STANDARD, **metrics}
         self.tracker, self.terminal, self.signals = tracker, terminal, signals
-        self.state = TrainingState(model, optimizer, scheduler, train)
+        self.state = TrainingState(model, optimizer, scheduler, train, objective)
         self.checkpointer = Checkpointer(self.state, saver, train, terminal)
         self.step = TrainingStep(self.state, objective, train, self._requests)
         self.deferred = self.defer_steps() if can_defer(self.state) else None
@@ -186,7 +187,15 @@ class Trainer:
         progress, patience = self.progress, self.settings.early_stopping_epochs
         if progress.epoch >= self.settings.max_epochs:
             return True
-        return patience is not None and progress.epoch - progress.best_epoch >= patience > 0
+        since = max(progress.best_epoch, self._settled)
+        return patience is not None and progress.epoch - since >= patience > 0
+
+    @cached_property
+    def _settled(self) -> int:
+        """The epoch from which β is what it is at the end: before, no bound need improve."""
+        last = self.settings.max_epochs - 1
+        beta, end = self.objective.beta, self.objective.beta(last)
+        return max((epoch + 1 for epoch in range(last) if beta(epoch) != end), default=0)
 
     def _timed_step(self, micro_batches: list[Batch], beta: float) -> Requests:
         began = time.perf_counter()

@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from model.context import CONTEXTS
+from model.direct import OUTPUTS
 from model.layers import ACTIVATIONS
 from model.likelihoods import LIKELIHOODS
+from model.posteriors import POSTERIORS
 from model.schedules import SCHEDULES
 from utils.settings.kinds import FREE
 from utils.settings.schema.types import ABSENT, Amount, Count, Group, NonNegative, PartialPart
@@ -54,6 +56,10 @@ class Decoder(PartialPart):
     ctx_posterior_var: Literal["delta", "fixed", "train", "conditional"] = ABSENT
     ctx_posterior_var_init: Annotated[float, Field(ge=-10, le=10)] = ABSENT
     z_L_bits: Annotated[int, Field(ge=1, le=10)] = ABSENT
+    posterior: Literal[POSTERIORS] = "absolute"
+    delta: Annotated[float, Field(gt=0, le=30)] | None = None
+    output: Literal[OUTPUTS] = "state"
+    tied: bool = False
 
 
 class Model(Group):
@@ -74,6 +80,9 @@ class Model(Group):
     beta_end: NonNegative
     warmup: Amount
     free_bits_thr: NonNegative
+    beta_cycles: Count = 1
+    beta_ramp: Annotated[float, Field(gt=0, le=1)] | None = None
+    kl_balance: bool = False
     is_k: Count
     is_k_per_context: Annotated[Count, FREE]
     is_k_paths: Annotated[Count, FREE]
