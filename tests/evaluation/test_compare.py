@@ -130,7 +130,7 @@ def test_bits_are_nats_scaled():
         ([run("a"), run("b", samples=50)], "has K = 100 and K = 50.*: .*model.is_k="),
         (
             [run("a"), run("b", per_context=None)],
-            "K = 100 and a context for all samples, 2 paths each and a context for every 4 samples",
+            r"K = 100 and u per 4 samples, 2 path\(s\) and u per image, 2 path\(s\): ",
         ),
         (
             [run("a"), run("b", noise_seed=1)],

@@ -38,11 +38,11 @@ class NllEstimate(BaseModel, frozen=True, defer_build=True):
 
     @property
     def protocol(self) -> str:
-        """How the context is sampled, in words; empty where there is none."""
+        """How the context u is sampled, in words; empty where there is none."""
         if self.prior_samples is None:
             return ""
-        every = f"every {self.per_context} samples" if self.per_context else "all samples"
-        return f"a context for {every}, {self.prior_samples} paths each"
+        per = {None: "image", 1: "sample"}.get(self.per_context, f"{self.per_context} samples")
+        return f"u per {per}, {self.prior_samples} path(s)"
 
     @property
     def warning(self) -> str | None:
