@@ -36,6 +36,7 @@ def own(folder, *changes, experiment="digits_dct_ladder"):
     return [*arguments, f"dataset.root={folder}", *BATCHES, *changes]
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_is_trained_on_and_kept_apart(tmp_path):
     write_images(tmp_path / "mine")
     quiet = [*QUIET, "dataset.size=8", "task.estimators=[]"]

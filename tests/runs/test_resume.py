@@ -67,6 +67,7 @@ def check_kills(tmp_path, arguments, world, steps):
         assert all_of(folder) == whole, step
 
 
+@pytest.mark.slow
 def test_killed_in_a_step_it_ends_as_if_never_stopped(tmp_path):
     check_kills(tmp_path, LADDER, 1, [11])
 

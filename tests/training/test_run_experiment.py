@@ -115,6 +115,7 @@ def test_the_same_command_continues_a_run_that_was_stopped(trained, tmp_path, nu
     assert metrics(only_run(tmp_path)) == metrics(only_run(trained[0]))
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_by_its_wandb_id_with_its_own_settings(trained, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(trained[0], folder)
@@ -133,6 +134,7 @@ def test_a_run_is_continued_by_its_wandb_id_with_its_own_settings(trained, tmp_p
     assert found.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_folder_for_each_job_and_goes_on_after_an_error(tmp_path):
     arguments = ["-m", *PLAIN, *QUIET, "train.max_epochs=1", "train.seed=0,-1,1"]
     output = call(tmp_path, *arguments, status=1)
@@ -142,6 +144,7 @@ def test_a_sweep_has_a_folder_for_each_job_and_goes_on_after_an_error(tmp_path):
     assert "Traceback" not in output.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_run(tmp_path):
     """As mpiexec and torchrun start them: one folder, one record, the global batch divided."""
     mpiexec = Path(sys.executable).parent / "mpiexec"
