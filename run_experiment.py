@@ -1,4 +1,4 @@
-"""Train, test, report on, compare or draw models. Everything is a setting: configs/, the README.
+"""Train, test, report on, compare or draw models. Everything is a setting: configs/, docs/.
 
 python run_experiment.py experiment=digits_dct_ladder
 python -u run_experiment.py experiment=mnist_dct_ladder dataset.root=$HOME/data

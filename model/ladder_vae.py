@@ -30,7 +30,7 @@ class LadderVAE(Part):
     image_shape: (C, H, W). standardisation: (mean, deviation) of images, on 0 … 255, with which the
     encoder's input is standardised. levels: number of grey values, for likelihoods of integers.
     encoder, decoder: callables that build the two nets from what they share (the scales, the block
-    style, channels); see model/encoder.py and model/decoder.py. The rest: README, "Settings".
+    style, channels); see model/encoder.py and model/decoder.py. The rest: docs/settings.md.
     """
 
     def __init__(

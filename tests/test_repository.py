@@ -1,4 +1,4 @@
-"""What holds for the project as a whole: its layers, its dependencies, its README."""
+"""What holds for the project as a whole: its layers, its dependencies, its pages."""
 
 import ast
 import itertools
@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
@@ -222,17 +223,20 @@ def test_nothing_of_ours_is_installed_under_its_common_name():
     assert tools["setuptools"]["packages"] == []
 
 
-def readme_commands() -> list[str]:
-    """The lines of the README's shell blocks, continuation lines joined."""
-    blocks = re.findall(r"```(?:bash|shell)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def documented_commands(page: Path) -> list[str]:
+    """The lines of a page's shell blocks, continuation lines joined."""
+    blocks = re.findall(r"```(?:bash|shell)\n(.*?)```", page.read_text(), re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split(" #")[0].strip() for line in lines if line.strip()]
 
 
-def test_readme_commands_compose():
-    """Every command of the README, up to where it would read data or a checkpoint."""
+def test_documented_commands_compose():
+    """Every command of README and docs, up to where it would read data or a checkpoint."""
     checked = 0
-    for line in readme_commands():
+    for line in itertools.chain.from_iterable(map(documented_commands, PAGES)):
         for part in line.split("&&"):
             words = shlex.split(part)
             if "run_experiment.py" not in words:
@@ -248,11 +252,11 @@ def test_readme_commands_compose():
                 if composed.task.name == "train" and composed.train.resume_id is None:
                     composition.composed_settings(composed)
             checked += 1
-    assert checked >= 8
+    assert checked >= 30
 
 
 def test_the_two_lines_of_the_readme_and_ci_agree():
-    commands = readme_commands()
+    commands = documented_commands(ROOT / "README.md")
     main, tests = commands[:2]
     assert main.endswith("run_experiment.py experiment=digits_dct_ladder")
     assert tests.endswith("pip install -e '.[test]' && python -m pytest")
@@ -261,8 +265,23 @@ def test_the_two_lines_of_the_readme_and_ci_agree():
     assert "python -m pytest" in ci
 
 
-def test_readme_names_only_settings_and_files_that_exist():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_link_to_what_exists(page):
+    """Files, and sections by the anchors that GitHub gives them."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if target.startswith("https:"):
+            continue
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
+            assert anchor in [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_only_settings_and_files_that_exist(page):
+    text = page.read_text()
     for path in re.findall(r"`((?:configs|model|datasets|utils|tests)/[\w./]*)`", text):
         if "." in path or path.endswith("/"):  # else it is a config group
             assert (ROOT / path).exists(), path

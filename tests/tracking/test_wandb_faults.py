@@ -270,8 +270,8 @@ def test_a_key_on_the_command_line_is_nowhere(server, tmp_path):
 
 
 def test_a_sweep_by_the_agent(server, tmp_path):
-    """The README's sweep file, run by W&B's own agent: the runs it names get their figures."""
-    section = (ROOT / "README.md").read_text().split("### Sweeps by W&B")[1].split("\n## ")[0]
+    """The documented sweep file, run by W&B's own agent: the runs it names get their figures."""
+    section = (ROOT / "docs/wandb.md").read_text().split("## Sweeps by W&B")[1].split("\n## ")[0]
     config = section.split("```yaml\n")[1].split("```")[0]
     sweep = yaml.safe_load(config)
     sweep["program"] = str(ROOT / sweep["program"])

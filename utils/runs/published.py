@@ -87,7 +87,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, list[str]]]:
         if not tensor:
             module, _, tensor = name.rpartition(".")
         if module not in modules and name not in modules:
-            raise ValueError(f"The published format has no place for {name} (see README).")
+            raise ValueError(f"The published format has no place for {name}, which this model has.")
         yield name, modules.get(module) or modules[name]
 
 

@@ -76,7 +76,7 @@ def explain(error: Exception) -> ConfigError:
         missing = re.search(r"Could not find '(.+?)'", str(error))
         group, _, choice = (missing[1] if missing else "").rpartition("/")
         return ConfigError(f"{group}={choice} is not a choice: use one of {', '.join(options)}.")
-    return ConfigError(f"{' '.join(lines)}: correct the command line (README, Settings).")
+    return ConfigError(f"{' '.join(lines)}: correct the command line (docs/settings.md).")
 
 
 def experiments() -> list[str]:
