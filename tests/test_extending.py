@@ -6,11 +6,14 @@ in the project names them. One command then trains with all of them.
 
 import json
 import math
+import re
+import shlex
+import subprocess
 
 import pytest
 import torch
 
-from tests.commands import call, only_run
+from tests.commands import COMMAND, call, environment, only_run
 from tests.conftest import ROOT, shrunk
 from utils.checkpoint import load_model
 
@@ -73,3 +76,24 @@ def own_targets(run) -> list[tuple[str, str]]:
 
     content = torch.load(run / "checkpoints" / "best.pth", weights_only=True)
     return [(k, v) for k, v in targets(content["config"]) if v.startswith("tests.extending")]
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page_train(tmp_path):
+    """docs/extending.md: its Python, its YAML files and its commands, as they stand there."""
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.S)
+    parts = [text for language, text in blocks if language == "python"]
+    (tmp_path / "my_parts.py").write_text("\n\n".join(parts))
+    for text in (text for language, text in blocks if language == "yaml"):
+        path = tmp_path / text.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    lines = [shlex.split(text) for language, text in blocks if language == "sh"]
+    assert (len(parts), len(lines)) == (3, 2)
+    ends = ("train.max_epochs=1", "model.is_k=2", "task.report=false", "wandb.setup.mode=disabled")
+    for line in lines:
+        arguments = line[line.index("run_experiment.py") + 1 :]
+        command = [*COMMAND, *arguments, *ends]
+        own = {**environment(tmp_path), "PYTHONPATH": str(tmp_path)}
+        subprocess.run(command, cwd=tmp_path, env=own, check=True, timeout=240)
+    assert len(list((tmp_path / "runs").glob("*/results.json"))) == 2
