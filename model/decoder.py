@@ -132,6 +132,11 @@ class LadderDecoder(Part):
         """The priors of all latents, top to bottom."""
         return [block.prior for block in self.blocks]
 
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """(w, h, h) of all latents, top to bottom."""
+        return [block.shape for block in self.blocks]
+
     def fit(self, images: Tensor, max_value: int) -> None:
         """Set what depends on the training images (N, C, H, W) uint8: nothing here."""
 
@@ -257,6 +262,11 @@ class ContextDecoder(LadderDecoder):
     def priors(self) -> list[Prior]:
         """The priors of all latents, the context's first."""
         return [self.context_prior, *super().priors]
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """(C, d, d) of the context, then those of the ladder."""
+        return [tuple(self.context.active.shape), *super().latent_shapes]
 
     def fit(self, images: Tensor, max_value: int) -> None:
         """Fit the context to the training images (N, C, H, W) uint8."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from model.decoder import LadderDecoder
 from model.encoder import LadderEncoder
 from model.estimators import Estimator, ImportanceSamples, log_mean, named
+from model.latents import LatentAccess
 from model.layers import BlockStyle, CheckpointedModule
 from model.likelihoods import LIKELIHOODS, Likelihood
 from model.noise import Noise
@@ -24,7 +25,7 @@ from model.part import Part
 from model.scales import layout
 
 
-class LadderVAE(Part):
+class LadderVAE(LatentAccess, Part):
     """The generative model p(x, z, u) and its posterior q(z, u | x).
 
     image_shape: (C, H, W). standardisation: (mean, deviation) of images, on 0 … 255, with which the
@@ -167,9 +168,9 @@ class LadderVAE(Part):
         n: int,
         temperature: float = 1.0,
         noise: Noise | None = None,
-        given: Sequence[Tensor] = (),
+        given: Sequence[Tensor | None] = (),
     ) -> Likelihood:
-        """p(x | latents) of n draws; the first latents may be given, each (n, w, h, h)."""
+        """p(x | latents) of n draws; latents may be given from the top, each (n, w, h, h)."""
         return self.generate_latents(n, temperature, noise, given)[1]
 
     def generate_latents(
@@ -177,13 +178,13 @@ class LadderVAE(Part):
         n: int,
         temperature: float = 1.0,
         noise: Noise | None = None,
-        given: Sequence[Tensor] = (),
+        given: Sequence[Tensor | None] = (),
     ) -> tuple[list[Tensor], Likelihood]:
         """The latents' values (top to bottom) behind `generate`, and its p(x | latents)."""
         noise = noise or Noise.fresh(n, self.device)
         tops = self.decoder.num_top
         top = list(given[:tops])
-        if len(top) < tops:
+        if len(top) < tops or any(z is None for z in top):
             top = [latent.z for latent in self.decoder.sample_top(n, noise, temperature)]
         latents, head = self.decoder.top_down(n, top, None, given[tops:], noise, temperature)
         return [*top, *(latent.z for latent in latents)], self.px(head)
@@ -243,6 +244,15 @@ class LadderVAE(Part):
     def num_latents(self) -> int:
         """Layers, the context included."""
         return self.decoder.num_top + len(self.decoder.blocks)
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """(w, h, h) of each layer, top to bottom."""
+        return self.decoder.latent_shapes
+
+    def valid_latent(self, layer: int, z: Tensor) -> Tensor:
+        """z, or of a quantised context the nearest levels."""
+        return self.decoder.to_levels(z) if layer < self.decoder.num_top else z
 
     @property
     def device(self) -> torch.device:

@@ -69,6 +69,7 @@ class LatentBlock(nn.Module):
         super().__init__()
         channels, width = scale.channels, scale.width
         self.width, self.disconnect, self.prior = width, disconnect, prior
+        self.shape = (width, scale.size, scale.size)
         per_element = delta and delta / (width * scale.size**2)
         self.form = posterior_form(posterior, log_variance, prior.bounded, per_element)
         self.updates_state = updates_state
