@@ -41,6 +41,8 @@ from utils.settings.threads import use_threads
 from utils.tasks.check_data import check_data
 from utils.tasks.command import run_command, run_job
 from utils.tasks.compare import compare
+from utils.tasks.encode import encode
+from utils.tasks.interpolate import interpolate
 from utils.tasks.reconstruct import reconstruct
 from utils.tasks.sample import sample
 from utils.tasks.sync import sync
@@ -114,7 +116,7 @@ def train(command: Command, processes: Processes) -> None:
         conclude(best, settings, held_out, folder, tracker, job, quality, draw_figures, now)
 
 
-TASKS = (train, test, report, compare, sample, reconstruct, sync, check_data)
+TASKS = (train, test, report, compare, sample, reconstruct, encode, interpolate, sync, check_data)
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="defaults")

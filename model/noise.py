@@ -31,6 +31,7 @@ class NoisePurpose(IntEnum):
     QUALITY = 109  # samples that FID is computed from
     CONTEXTS = 110  # of importance samples, which share them
     PATHS = 111  # of a diffusion prior, behind its density
+    ENCODING = 112  # samples of task=encode
 
 
 class Noise:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from model import LadderVAE
+from model.latents import LatentAccess
 from model.noise import Noise, NoisePurpose
 from utils.evaluation.collapse import ACTIVE_THRESHOLD, LatentUnits
 from utils.report.drawing import STYLE, Drawing, verbatim
@@ -86,6 +87,23 @@ def draw_reconstructions(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing
         title = f"The context in image space ({numbers} numbers)"
         drawings.append(image_rows("context", title, rows))
     return drawings
+
+
+@torch.no_grad()
+def draw_interpolation(
+    model: LatentAccess, x: Tensor, layers: Sequence[int], steps: int
+) -> Drawing:
+    """A row for each pair of x (B, C, H, W), with B even: the first image, the way, the second.
+
+    layers: whose latents move; the others stay the first image's.
+    """
+    a, b = x[0::2], x[1::2]
+    way = model.interpolate(a, b, layers, steps)  # (steps, B/2, C, H, W)
+    rows = [("", torch.cat([a[n : n + 1], way[:, n], b[n : n + 1]])) for n in range(len(a))]
+    every = len(layers) == len(model.latent_shapes)
+    named = "all latents" if every else f"latents {', '.join(map(str, layers))}"
+    title = f"An image, {steps} steps of {named} to those of another, and that image"
+    return image_rows("interpolation", title, rows)
 
 
 @torch.no_grad()

@@ -61,6 +61,17 @@ class Trained:
         output = results_folder(task.output, checkpoint.output_folder(source, runs_dir))
         return cls(model, settings, file, output, job)
 
+    def layers(self) -> list[int]:
+        """The layers that the task is about.
+
+        Raises:
+            ConfigError: if the model has no such layer.
+        """
+        try:
+            return self.model.check_layers(self.settings.task.layers)
+        except ValueError as error:
+            raise ConfigError(f"task.{error}") from error
+
     def batches(self) -> EvaluationBatches:
         """The images that the task asks for."""
         task = self.settings.task

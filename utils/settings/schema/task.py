@@ -14,6 +14,14 @@ Split = Literal["train", "validation", "test"]
 NumImages = Count | None
 Output = Annotated[Text, Wanted("a folder")] | None
 Estimators = list[Annotated[Text, Wanted(f"one of {', '.join(ESTIMATORS)}")]]
+Layers = (
+    Annotated[
+        list[Annotated[int, Field(ge=0)]],
+        Field(min_length=1),
+        Wanted("a list of layers, 0 on top, as in [0, 2]"),
+    ]
+    | None
+)
 InformationImages = Annotated[int, Field(ge=2, le=10_000)]
 
 
@@ -82,6 +90,31 @@ class ReconstructTask(EvaluationTask):
     output: Output
 
 
+class EncodeTask(EvaluationTask):
+    """task=encode."""
+
+    name: Literal["encode"]
+    split: Literal["train", "validation", "test", "all"]
+    num_images: NumImages
+    layers: Layers
+    values: Literal["mean", "sample"]
+    shard_mb: Annotated[int, Field(ge=1, le=10_000)]
+    output: Output
+
+
+class InterpolateTask(Group):
+    """task=interpolate."""
+
+    name: Literal["interpolate"]
+    split: Split
+    num_images: Annotated[
+        int, Field(ge=2, le=100, multiple_of=2), Wanted("an even number from 2 to 100")
+    ]
+    layers: Layers
+    steps: Annotated[int, Field(ge=2, le=100)]
+    output: Output
+
+
 class SyncTask(Group):
     """task=sync."""
 
@@ -102,6 +135,8 @@ Task = Union[  # noqa: UP007  a discriminated union is built of these
     CompareTask,
     SampleTask,
     ReconstructTask,
+    EncodeTask,
+    InterpolateTask,
     SyncTask,
     CheckDataTask,
 ]
