@@ -237,6 +237,23 @@ def test_another_machine_goes_on_with_a_run(server, tmp_path, undisturbed):
     assert got == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_trained_longer_is_the_same_run(server, tmp_path, elsewhere):
+    """In the folder of the shorter one, and on a machine that has to fetch it."""
+    quick = ["task.estimators=[iwae]", "task.report=false"]
+    finish(start(server, tmp_path, *RUN, *quick))
+    (wandb_id,) = server.runs
+    folder = tmp_path / "other" if elsewhere else tmp_path
+    folder.mkdir(exist_ok=True)
+    resume = [f"train.resume_id={ENTITY}/dct_ladder_vae/{wandb_id}", "train.max_epochs=4"]
+    assert "trained longer: 3 epochs" in finish(start(server, folder, *resume, OWN_DATA, *quick))
+    (mirrored,) = server.runs.values()
+    rows = [row["epoch"] for row in mirrored.history if "val/nelbo" in row]
+    assert rows == [row["epoch"] for row in metrics(only_run(folder))] == [1, 2, 3, 4]
+    assert "Finished before" in finish(start(server, folder, *resume, OWN_DATA, *quick))
+
+
 def test_a_key_on_the_command_line_is_nowhere(server, tmp_path):
     """Neither in a file that the run writes nor in anything that is sent or printed."""
     kept = connected(server, tmp_path)

@@ -30,6 +30,7 @@ from utils.runs import checkpoints
 from utils.runs.access import check_own, locked, log_to_file
 from utils.runs.background import Saver
 from utils.runs.stored import folders_with, wandb_id_in
+from utils.settings.extension import before_extension
 from utils.settings.identity import run_name, without_secrets
 from utils.settings.schema import Settings
 from utils.tracking.sinks import METRICS
@@ -52,6 +53,8 @@ class RunFolder:
         self.figures, self.checkpoints = self.path / "figures", self.path / "checkpoints"
         self.last, self.best = self.checkpoints / "last.pth", self.checkpoints / "best.pth"
         self.record = self.path / "run.json"
+        shorter = before_extension(settings)
+        self.former = shorter and self.path.with_name(run_name(shorter))
         self._opened: os.stat_result | None = None
 
     @property
@@ -87,6 +90,8 @@ class RunFolder:
         check_own(self.path)
         if start_over:
             self._set_aside()
+        if self.former and not fetched:
+            self._take_over(self.former)
         self._make_folders()
         locks.enter_context(locked(self.path))
         remove_partials(self.checkpoints)
@@ -100,6 +105,33 @@ class RunFolder:
             saved, _ = checkpoints.newest(self.last)
             wandb_id = self._id_of_environment() or saved.get("wandb_id")
             write_json(self.record, {"wandb_id": wandb_id or secrets.token_hex(4)})
+
+    def _take_over(self, former: Path) -> None:
+        """Make the folder of the shorter run this run's, unless that was done before.
+
+        Its scores and its best checkpoint keep other names in it.
+
+        Raises:
+            ConfigError: if it is not there, or has not come to its end.
+        """
+        if self.path.exists():
+            return
+        epochs = self.config["train"]["extended_from"][-1]
+        names = {suffix: f"{RESULTS}_of_{epochs}_epochs{suffix}" for suffix in (".npz", ".json")}
+        if not any((former / name).exists() for name in (f"{RESULTS}.json", names[".json"])):
+            raise ConfigError(
+                f"{former} is not a finished run of {epochs} epochs, which could be trained "
+                "longer: finish it first, by its own command or train.resume_id=… alone."
+            )
+        check_own(former)
+        with locked(former):
+            best = former / "checkpoints" / "best.pth"
+            if best.exists():
+                copy_file(best, best.with_name(f"best_of_{epochs}_epochs.pth"))
+            for suffix, name in names.items():  # the .json last: it tells that the run is finished
+                if (scores := former / f"{RESULTS}{suffix}").exists():
+                    scores.replace(former / name)
+            former.rename(self.path)
 
     def _make_folders(self) -> None:
         """Create what is missing.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from utils.errors import ConfigError
 from utils.processes import watch
 from utils.processes.collectives import check_same, main_first
 from utils.processes.launch import Processes
@@ -11,6 +12,7 @@ from utils.runs.tensors import check_shapes, named_tensors
 from utils.settings.build import build_without_numbers
 from utils.settings.check import check, check_estimators
 from utils.settings.command_line import Command
+from utils.settings.extension import resumed
 from utils.settings.identity import of_all_processes, run_name
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
@@ -25,6 +27,11 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
     """
     run_id = command.value("train.resume_id")
     if run_id is None:
+        if command.settings.train.extended_from:
+            raise ConfigError(
+                "train.extended_from is set by train.resume_id=ID train.max_epochs=N, which trains "
+                "a finished run longer: leave it out."
+            )
         return _agreed(command.settings), None
     source, fetched = f"train.resume_id={run_id}", None
     content = find_run_settings(command.value("runs_dir"), run_id.rpartition("/")[2])
@@ -32,10 +39,14 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
         setup, cache = command.wandb_setup(), download_cache()
         fetched = main_first(processes, lambda: fetch_run(run_id, setup, cache))  # once for all
         content = settings_in(fetched.last, "train.resume_id")
-    settings = recorded_settings(
-        content, command.overrides, source, command.trusted, command.replaced
+    own, settings = (
+        recorded_settings(content, overrides, source, command.trusted, command.replaced)
+        for overrides in ((), command.overrides)
     )
-    _check_sizes(settings, fetched and fetched.last, source)
+    settings = resumed(own, settings, source)
+    _check_sizes(own, fetched and fetched.last, source)
+    if fetched and settings.train.max_epochs > own.train.max_epochs:
+        _check_finished(fetched.last, own.train.max_epochs, source)
     wandb = settings.plain["wandb"]
     if fetched:
         place = {"entity": fetched.entity, "project": fetched.project}
@@ -50,6 +61,19 @@ def _agreed(settings: Settings) -> Settings:
     check_same(of_all_processes(settings.plain))
     watch.end_when_stuck(settings.train.stuck_minutes)
     return settings
+
+
+def _check_finished(last: Path, epochs: int, source: str) -> None:
+    """A run is trained longer once it has come to its end.
+
+    Raises:
+        ConfigError: before.
+    """
+    done = newest(last)[0]["progress"]["epoch"]
+    if done < epochs:
+        raise ConfigError(
+            f"{source} is at epoch {done} of {epochs}: finish it first, without train.max_epochs."
+        )
 
 
 def _check_sizes(settings: Settings, last: Path | None, source: str) -> None:

@@ -37,5 +37,12 @@ def announce(
         f"batch {batch} = {world} process(es) × {micro_batches} micro-batch(es) × {share}"
         + (f"; started by {job.processes.launcher}" if world > 1 else "")
     )
+    earlier, epochs = settings.train.extended_from, settings.train.max_epochs
+    if earlier and progress.epoch <= earlier[-1]:
+        rate = trainer.state.optimizer.param_groups[0]["lr"]
+        line(
+            f"trained longer: {earlier[-1]} epochs before, now {epochs}; from here on the learning "
+            f"rate ({rate:.3g}) and the KL's weight are those of a run of {epochs} epochs"
+        )
     if progress.step:
         line(f"continuing at epoch {progress.epoch + 1}, step {progress.step + 1}")

@@ -1,5 +1,6 @@
 """Everything that training changes, saved and restored as one."""
 
+import warnings
 from dataclasses import asdict
 
 import torch
@@ -62,21 +63,24 @@ class TrainingState:
             "progress": asdict(self.progress),
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict, new_schedule: bool = False) -> None:
         """Continue from what `state_dict` returned.
+
+        new_schedule: the learning rate is to follow the scheduler that this run was built with, as
+        if it had from the start; else the saved one's.
 
         Raises:
             ValueError: if it is of another model, optimiser or schedule, or none at all.
         """
         try:
-            self._load(state)
+            self._load(state, new_schedule)
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"The checkpoint to go on from does not fit the run ({one_line(error)}): get a "
                 "good copy, or train under another name=…."
             ) from error
 
-    def _load(self, state: dict) -> None:
+    def _load(self, state: dict, new_schedule: bool) -> None:
         check_optimizer(state["optimizer"], self.optimizer)
         if self.scheduler:
             check_scheduler(state["scheduler"], self.scheduler)
@@ -89,7 +93,18 @@ class TrainingState:
         for saved, own in zip(state["optimizer"]["param_groups"], groups, strict=True):
             saved |= {key: own[key] for key in IMPLEMENTATION_KEYS if key in own}
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler:
+        self.progress = progress(state["progress"])
+        if self.scheduler and new_schedule and not isinstance(self.scheduler, ReduceLROnPlateau):
+            self._replay_schedule()
+        elif self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self.progress = progress(state["progress"])
+
+    def _replay_schedule(self) -> None:
+        """Bring a new schedule, which has not begun, to the epoch of the run."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
+        with warnings.catch_warnings():  # the optimiser's steps were another's
+            warnings.filterwarnings("ignore", ".*lr_scheduler.step", UserWarning)
+            for _ in range(self.progress.epoch):
+                self.scheduler.step()

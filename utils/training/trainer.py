@@ -89,8 +89,9 @@ class Trainer:
         return self.state.progress
 
     def restore(self, content: dict) -> None:
-        """Continue from the content of a checkpoint."""
-        self.state.load_state_dict(content)
+        """Continue from the content of a checkpoint; one of a shorter run goes on in this one."""
+        recorded = content.get("config", {}).get("train", {}).get("extended_from")
+        self.state.load_state_dict(content, self.settings.extended_from != recorded)
 
     def fit(self) -> None:
         """Train until max_epochs or until validation stops improving.
@@ -187,7 +188,7 @@ class Trainer:
         progress, patience = self.progress, self.settings.early_stopping_epochs
         if progress.epoch >= self.settings.max_epochs:
             return True
-        since = max(progress.best_epoch, self._settled)
+        since = max(progress.best_epoch, self._settled, *(self.settings.extended_from or [0]))
         return patience is not None and progress.epoch - since >= patience > 0
 
     @cached_property

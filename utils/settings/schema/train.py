@@ -65,6 +65,7 @@ class Train(Group):
     ]
     ddp: Annotated[Literal["auto", True, False], FREE]
     max_epochs: Count
+    extended_from: list[Count] | None
     early_stopping_epochs: Count | None
     eval_freq: Annotated[Count, FREE]
     checkpoint_every: Annotated[
