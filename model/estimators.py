@@ -198,7 +198,7 @@ def _decode(
     count = len(draws.keys) // len(target)
     rows = repeat_rows(features, count)
     latents, head = model.decoder.top_down(count * len(target), top, rows, (), draws)
-    return model.px(head).log_prob(target.repeat(count, 1, 1, 1)), latents
+    return model.px(head).log_density(target.repeat(count, 1, 1, 1)), latents
 
 
 def repeat_rows(features: Sequence[Tensor], count: int) -> list[Tensor]:

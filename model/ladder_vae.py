@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.arguments import check_draws, check_images, check_kept, check_temperature
 from model.decoder import LadderDecoder
 from model.encoder import LadderEncoder
 from model.estimators import Estimator, ImportanceSamples, log_mean, named
@@ -109,7 +110,12 @@ class LadderVAE(LatentAccess, Part):
     def forward(
         self, x: Tensor, temperature: float = 1.0, noise: Noise | None = None
     ) -> LadderOutput:
-        """One posterior pass; temperature 0 takes means, no dither and no binarisation noise."""
+        """One posterior pass; temperature 0 takes means, no dither and no binarisation noise.
+
+        Raises:
+            ValueError: if x is not (B, C, H, W) in [−1, 1]; its values are not looked at in
+                training. If the temperature is negative.
+        """
         return self.infer(x, [True] * self.num_latents, temperature, noise)
 
     def infer(
@@ -124,6 +130,8 @@ class LadderVAE(LatentAccess, Part):
         Posteriors below a latent from its prior see that latent, and may make up for it. The
         reconstruction plus the KLs of what is kept bounds −log p(x) from above whatever is kept.
         """
+        check_images(x, self.image_shape, look=not self.training)
+        check_temperature(temperature)
         noise = noise or Noise.fresh(len(x), x.device)
         target = self.likelihood.target(x, noise, temperature)
         decoder = self.decoder
@@ -180,7 +188,12 @@ class LadderVAE(LatentAccess, Part):
         noise: Noise | None = None,
         given: Sequence[Tensor | None] = (),
     ) -> tuple[list[Tensor], Likelihood]:
-        """The latents' values (top to bottom) behind `generate`, and its p(x | latents)."""
+        """The latents' values (top to bottom) behind `generate`, and its p(x | latents).
+
+        Raises:
+            ValueError: if n is below 1, or the temperature negative.
+        """
+        check_draws(n, temperature)
         noise = noise or Noise.fresh(n, self.device)
         tops = self.decoder.num_top
         top = list(given[:tops])
@@ -191,7 +204,12 @@ class LadderVAE(LatentAccess, Part):
 
     @torch.no_grad()
     def sample(self, n: int, temperature: float = 1.0, noise: Noise | None = None) -> Tensor:
-        """Draws from p(x): (n, C, H, W) in [−1, 1]."""
+        """Draws from p(x): (n, C, H, W) in [−1, 1].
+
+        Raises:
+            ValueError: if n is below 1, or the temperature negative.
+        """
+        check_draws(n, temperature)
         noise = noise or Noise.fresh(n, self.device)
         return self.generate(n, temperature, noise).sample(temperature, noise)
 
@@ -199,7 +217,12 @@ class LadderVAE(LatentAccess, Part):
     def reconstruct(
         self, x: Tensor, keep: int, temperature: float = 1.0, noise: Noise | None = None
     ) -> Tensor:
-        """E[x | latents]: the top `keep` latents from x's posterior, the rest from the prior."""
+        """E[x | latents]: the top `keep` latents from x's posterior, the rest from the prior.
+
+        Raises:
+            ValueError: if the model has fewer layers, or as `forward`.
+        """
+        check_kept(keep, self.num_latents)
         noise = noise or Noise.fresh(len(x), x.device)
         latents = self(x, temperature, noise).latents
         given = [latent.z for latent in latents[:keep]]
@@ -231,8 +254,9 @@ class LadderVAE(LatentAccess, Part):
         model estimates the probability of one binarisation of x, the same for all samples.
 
         Raises:
-            ValueError: if num_samples is below 1 or the estimator unknown.
+            ValueError: if num_samples is below 1, the estimator unknown, or x as `forward` refuses.
         """
+        check_images(x, self.image_shape)
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} gives no estimate: use 1 or more.")
         noise = noise or Noise.fresh(len(x), x.device)

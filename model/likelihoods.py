@@ -1,7 +1,8 @@
 """The likelihoods p(x | z, u): from the decoder's head to log-probabilities per image.
 
-`log_prob` takes x (B, C, H, W) in [−1, 1] and returns (B,) nats. `temperature` scales the variance
-of `sample`: 0 gives thresholds and locations and draws nothing. `levels`: of the grey values.
+`log_prob` takes x (B, C, H, W) in [−1, 1] and returns (B,) nats; `log_density` does so without a
+check. `temperature` scales the variance of `sample`: 0 gives thresholds and locations and draws
+nothing. `levels`: of the grey values.
 """
 
 import math
@@ -11,12 +12,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.arguments import check_images
 from model.distributions import Gaussian, log_softplus, softplus, sum_per_image
 from model.noise import Noise
 
 
+class PixelLikelihood:
+    """p(x | z, u): `log_prob` for users, `log_density` for what knows its x."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        raise NotImplementedError
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """`log_prob` without a look at x."""
+        raise NotImplementedError
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x | z, u) of images (B, C, H, W) in [−1, 1]: (B,) nats.
+
+        Raises:
+            ValueError: if x is something else.
+        """
+        check_images(x, self.image_shape)
+        return self.log_density(x)
+
+
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(PixelLikelihood):
     """Binary pixels; `log_prob` takes the expectation over binarisations of a grey target."""
 
     logits: Tensor  # (B, C, H, W)
@@ -48,7 +72,12 @@ class Bernoulli:
         """2·probs − 1, in [−1, 1]."""
         return 2.0 * self.probs - 1.0
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.logits.shape[1:])
+
+    def log_density(self, x: Tensor) -> Tensor:
         """Σ t·log p + (1 − t)·log(1 − p) with t = (x + 1)/2: (B,) nats."""
         return sum_per_image(0.5 * (x + 1.0) * self.logits - F.softplus(self.logits))
 
@@ -62,8 +91,15 @@ class Bernoulli:
         return torch.where(on, 1.0, -1.0).to(self.logits)
 
 
-class _GreyTarget:
+class _GreyTarget(PixelLikelihood):
     """For likelihoods of the grey levels themselves, the target is x."""
+
+    means: Tensor
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return (self.means.shape[1], *self.means.shape[-2:])
 
     @staticmethod
     def target(x: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
@@ -98,7 +134,7 @@ class GaussianPixels(_GreyTarget):
         """Means, clamped to [−1, 1]."""
         return self.means.clamp(-1.0, 1.0)
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_density(self, x: Tensor) -> Tensor:
         """Log-density of x on the [−1, 1] scale: (B,) nats."""
         return sum_per_image(self.density.log_prob(x))
 
@@ -163,7 +199,7 @@ class DiscretisedLogistic(_GreyTarget):
         """Locations, clamped to [−1, 1]."""
         return self.means.clamp(-1.0, 1.0)
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_density(self, x: Tensor) -> Tensor:
         """(B,) nats."""
         return sum_per_image(discretised_logistic_log_prob(x, self.means, self.scale, self.levels))
 
@@ -204,7 +240,7 @@ class LogisticMixture(_GreyTarget):
         """Σ_k π_k·clamp(mean_k, −1, 1): (B, C, H, W)."""
         return (self.logits.softmax(1)[:, None] * self.means.clamp(-1.0, 1.0)).sum(2)
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_density(self, x: Tensor) -> Tensor:
         """Σ_pixels logsumexp_k(log π_k + Σ_channels log p_k): (B,) nats."""
         per_channel = discretised_logistic_log_prob(
             x[:, :, None], self.means, self.scale, self.levels

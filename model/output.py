@@ -29,4 +29,4 @@ class LadderOutput:
     @property
     def reconstruction(self) -> Tensor:
         """−log p(target | latents): (B,) nats."""
-        return -self.px.log_prob(self.target)
+        return -self.px.log_density(self.target)

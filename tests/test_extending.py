@@ -43,6 +43,9 @@ def test_one_class_and_one_file_add_a_part_of_every_kind(tmp_path):
     # The data set and the model's parts are what was trained, and load again once they are named.
     targets = [f"{key}={value}" for key, value in own_targets(run)]
     model, settings = load_model(run, targets)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    trainable, _ = load_model(run, targets, trainable=True)
+    assert all(p.requires_grad for p in trainable.parameters())
     names = (model.decoder.context, model.decoder.context_prior)
     assert [type(part).__name__ for part in names] == ["MeanContext", "UniformPrior"]
     assert settings.dataset.name == "stripes" and settings.model.objective.weight == 2.0

@@ -30,6 +30,7 @@ def load_model(
     overrides: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     unsafe: bool = False,
+    trainable: bool = False,
 ) -> tuple[LadderVAE, DictConfig]:
     """A trained model in eval mode, with the averaged weights where there are any, and its config.
 
@@ -39,7 +40,8 @@ def load_model(
     settings: it needs `["experiment=mnist_dct_ladder", …]`. One of ours needs none;
     `model.is_k=100`, `dataset.root=…` or `dataset=…` change what evaluation uses. Code outside this
     project that its settings name (a `_target_` of your own) is only called where the overrides or
-    a file in configs/ name it too. Nothing else in the file is run, read or followed.
+    a file in configs/ name it too. Nothing else in the file is run, read or followed. trainable:
+    whether gradients of the parameters are tracked; `model.train()` too then trains it.
 
     Raises:
         ValueError: one sentence, if the file or the settings don't fit.
@@ -47,7 +49,7 @@ def load_model(
     overrides = list(overrides or [])
     trusted = targets_named_in(overrides)
     model, settings = load(locate(source), overrides, device, trusted, unsafe=unsafe)
-    return model, OmegaConf.create(settings.plain)
+    return model.requires_grad_(trainable), OmegaConf.create(settings.plain)
 
 
 def load(
