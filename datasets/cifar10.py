@@ -16,17 +16,25 @@ VALIDATION = 5_000
 
 def load(root: str, download: bool = True) -> ImageSplits:
     """45,000 + 5,000 + 10,000 images (3, 32, 32) from root/cifar-10-batches-py (MD5 checked)."""
-    folder = Path(root, CIFAR10.base_folder)
-    md5s = dict([*CIFAR10.train_list, *CIFAR10.test_list])
+    return load_pickled("CIFAR-10", CIFAR10, root, download, VALIDATION)
+
+
+def load_pickled(
+    name: str, source: type[CIFAR10], root: str, download: bool, validation: int
+) -> ImageSplits:
+    """One of torchvision's two CIFAR data sets, `validation` training images held out."""
+    folder = Path(root, source.base_folder)
+    names = (source.meta["filename"], source.meta["md5"])
+    md5s = dict([*source.train_list, *source.test_list, names])
     fetch(
-        "CIFAR-10",
+        name,
         root,
         download,
-        present=lambda: all((folder / name).is_file() for name in md5s),
-        files=[Remote(CIFAR10.filename, (CIFAR10.url,), CIFAR10.tgz_md5)],
-        unpack=lambda: CIFAR10(root, download=True),
+        present=lambda: all((folder / file).is_file() for file in md5s),
+        files=[Remote(source.filename, (source.url,), source.tgz_md5)],
+        unpack=lambda: source(root, download=True),
     )
-    parts = read(folder, md5s, lambda: [CIFAR10(root, train=train) for train in (True, False)])
+    parts = read(folder, md5s, lambda: [source(root, train=train) for train in (True, False)])
     images = tuple(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous() for p in parts)
     labels = tuple(torch.tensor(part.targets) for part in parts)
-    return held_out(images, labels, VALIDATION, tuple(parts[0].classes))
+    return held_out(images, labels, validation, tuple(parts[0].classes))

@@ -9,7 +9,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from torchvision.datasets import FashionMNIST
+from torchvision.datasets import MNIST, FashionMNIST
 
 from datasets.io.download import check_md5
 from datasets.mnist import fetch_idx, read_idx
@@ -20,10 +20,17 @@ VALIDATION = 5_000
 
 def load(root: str, download: bool = True) -> ImageSplits:
     """55,000 + 5,000 + 10,000 images (1, 28, 28) from root/FashionMNIST/raw."""
-    fetch_idx("Fashion-MNIST", FashionMNIST, root, download)
-    for archive, md5 in FashionMNIST.resources:
-        _check(Path(root, "FashionMNIST", "raw", archive), md5)
-    return read_idx(FashionMNIST, root, VALIDATION)
+    return load_archived("Fashion-MNIST", FashionMNIST, root, download, VALIDATION)
+
+
+def load_archived(
+    name: str, source: type[MNIST], root: str, download: bool, validation: int
+) -> ImageSplits:
+    """One of torchvision's data sets in the IDX format, of which the archives have checksums."""
+    fetch_idx(name, source, root, download)
+    for archive, md5 in source.resources:
+        _check(Path(root, source.__name__, "raw", archive), md5)
+    return read_idx(source, root, validation)
 
 
 def _check(archive: Path, md5: str) -> None:

@@ -20,7 +20,17 @@ import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from datasets import celeba, cifar10, digits, fashion_mnist, mnist, omniglot, svhn
+from datasets import (
+    celeba,
+    cifar10,
+    cifar100,
+    digits,
+    fashion_mnist,
+    kmnist,
+    mnist,
+    omniglot,
+    svhn,
+)
 from datasets.io import cache, download
 
 GENERATOR = np.random.default_rng(0)
@@ -84,7 +94,7 @@ def test_a_file_cut_short_is_named_with_both_checksums(tmp_path, monkeypatch):
         mnist.load(str(tmp_path), download=False)
 
 
-SOURCES = [mnist, fashion_mnist, omniglot, cifar10, svhn]
+SOURCES = [mnist, fashion_mnist, kmnist, omniglot, cifar10, cifar100, svhn]
 
 
 @pytest.mark.parametrize("source", [*SOURCES, partial(celeba.load, size=64)])
@@ -224,7 +234,7 @@ def test_a_source_that_is_gone_and_one_that_sends_something_else(tmp_path, serve
         get(server, tmp_path / "a", md5="abc")
 
 
-@pytest.mark.parametrize("source", [mnist, fashion_mnist])
+@pytest.mark.parametrize("source", [mnist, fashion_mnist, kmnist])
 def test_mnist_downloads_and_checks_archives(tmp_path, monkeypatch, server, source):
     """The real fetch, over HTTP; a damaged archive is refused."""
     arrays = write_idx(tmp_path / "raw")
@@ -234,7 +244,8 @@ def test_mnist_downloads_and_checks_archives(tmp_path, monkeypatch, server, sour
         archive.write_bytes(gzip.compress(path.read_bytes()))
         resources.append((archive.name, hashlib.md5(archive.read_bytes()).hexdigest()))
         sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
-    kind = mnist.MNIST if source is mnist else fashion_mnist.FashionMNIST
+    kinds = {mnist: mnist.MNIST, fashion_mnist: fashion_mnist.FashionMNIST, kmnist: kmnist.KMNIST}
+    kind = kinds[source]
     monkeypatch.setattr(mnist, "MD5", sums)
     monkeypatch.setattr(kind, "mirrors", ["http://127.0.0.1:9/", server.url])  # one has gone
     monkeypatch.setattr(kind, "resources", resources)
@@ -344,40 +355,48 @@ def test_omniglot_images_stand_upright(tmp_path, monkeypatch):
         omniglot.load(str(tmp_path), download=False)
 
 
-def write_cifar10(root, monkeypatch) -> np.ndarray:
-    """Batches as CIFAR-10's and their archive, with their checksums for the published ones."""
-    folder = root / "cifar-10-batches-py"
+def write_cifar(root, monkeypatch, module=cifar10) -> np.ndarray:
+    """Batches as the data set's and their archive, with their checksums for the published ones."""
+    hundred = module is cifar100
+    source = cifar100.CIFAR100 if hundred else cifar10.CIFAR10
+    train, test = ("train", "test") if hundred else ("data_batch_1", "test_batch")
+    folder = root / source.base_folder
     folder.mkdir(parents=True)
-    images = noise(6, 3, 32, 32)
-    for name, part in {"data_batch_1": images[:4], "test_batch": images[4:]}.items():
-        content = {"data": part.reshape(len(part), -1), "labels": list(range(len(part)))}
+    images, labels = noise(6, 3, 32, 32), "fine_labels" if hundred else "labels"
+    for name, part in {train: images[:4], test: images[4:]}.items():
+        content = {"data": part.reshape(len(part), -1), labels: list(range(len(part)))}
         (folder / name).write_bytes(pickle.dumps(content))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["a", "b", "c", "d"]}))
+    names = {source.meta["key"]: ["a", "b", "c", "d"]}
+    (folder / source.meta["filename"]).write_bytes(pickle.dumps(names))
     sums = {p.name: hashlib.md5(p.read_bytes()).hexdigest() for p in folder.iterdir()}
-    source = cifar10.CIFAR10
-    monkeypatch.setattr(source, "train_list", [["data_batch_1", sums["data_batch_1"]]])
-    monkeypatch.setattr(source, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setitem(source.meta, "md5", sums["batches.meta"])
-    monkeypatch.setattr(cifar10, "VALIDATION", 1)
+    monkeypatch.setattr(source, "train_list", [[train, sums[train]]])
+    monkeypatch.setattr(source, "test_list", [[test, sums[test]]])
+    monkeypatch.setitem(source.meta, "md5", sums[source.meta["filename"]])
+    monkeypatch.setattr(module, "VALIDATION", 1)
     return images
 
 
-def test_cifar10(tmp_path, monkeypatch):
-    images = write_cifar10(tmp_path, monkeypatch)
-    splits = cifar10.load(str(tmp_path), download=False)
+@pytest.mark.parametrize("module", [cifar10, cifar100])
+def test_cifar(tmp_path, monkeypatch, module):
+    images = write_cifar(tmp_path, monkeypatch, module)
+    splits = module.load(str(tmp_path), download=False)
     assert torch.equal(splits.test, torch.from_numpy(images[4:]))
     assert len(splits.train) == 3 and splits.image_shape == (3, 32, 32)
     both = torch.cat([splits.train, splits.validation])
     assert torch.equal(both, torch.from_numpy(images)[torch.cat(splits.labels[:2])])
-    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    (path,) = tmp_path.glob("*/test*")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{path} is damaged .*MD5 .*, expected .*delete it"):
-        cifar10.load(str(tmp_path), download=False)
+        module.load(str(tmp_path), download=False)
+    (names,) = tmp_path.glob("*/*meta")
+    names.unlink()
+    with pytest.raises(ValueError, match="download=false: set dataset"):
+        module.load(str(tmp_path), download=False)
 
 
 def test_an_archive_cannot_climb_out_of_the_data_folder(tmp_path, monkeypatch, server):
     """Another archive is not unpacked; nor is what climbs in one that the checksum allows."""
-    write_cifar10(tmp_path / "made", monkeypatch)
+    write_cifar(tmp_path / "made", monkeypatch)
     archive = tmp_path / "source" / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "made" / "cifar-10-batches-py", "cifar-10-batches-py")
