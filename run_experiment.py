@@ -43,6 +43,7 @@ from utils.tasks.command import run_command, run_job
 from utils.tasks.compare import compare
 from utils.tasks.encode import encode
 from utils.tasks.interpolate import interpolate
+from utils.tasks.ood import ood
 from utils.tasks.reconstruct import reconstruct
 from utils.tasks.sample import sample
 from utils.tasks.sync import sync
@@ -116,7 +117,19 @@ def train(command: Command, processes: Processes) -> None:
         conclude(best, settings, held_out, folder, tracker, job, quality, draw_figures, now)
 
 
-TASKS = (train, test, report, compare, sample, reconstruct, encode, interpolate, sync, check_data)
+TASKS = (
+    train,
+    test,
+    report,
+    compare,
+    sample,
+    reconstruct,
+    encode,
+    interpolate,
+    ood,
+    sync,
+    check_data,
+)
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="defaults")

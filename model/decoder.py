@@ -180,18 +180,21 @@ class LadderDecoder(Part):
         given: Sequence[Tensor],
         noise: Noise,
         temperature: float = 1.0,
+        prior_temperature: float | None = None,
     ) -> tuple[list[Latent], Tensor]:
         """The ladder's latents (top to bottom) and the head's output, given the values above them.
 
         features: the encoder's, bottom up; a latent without one is drawn from its prior.
         given: values of the first latents of the ladder, used as they are.
+        prior_temperature: of draws from priors; None: as of the others.
         """
+        of_priors = temperature if prior_temperature is None else prior_temperature
         s, condition = self.start(n, top)
         latents, conditioned = [], iter(self.condition)
         for index, block in enumerate(self.blocks):
             feature = features[-1 - index] if features is not None else None
             value = given[index] if index < len(given) else None
-            latent, s = block(s, feature, value, noise, temperature)
+            latent, s = block(s, feature, value, noise, temperature, of_priors)
             latents.append(latent)
             condition = latent.z if condition is None else condition
             if self.upsampling[index] > 1:

@@ -124,11 +124,14 @@ class LadderVAE(LatentAccess, Part):
         keep: Sequence[bool],
         temperature: float = 1.0,
         noise: Noise | None = None,
+        prior_temperature: float | None = None,
     ) -> LadderOutput:
         """A pass in which latent l comes from its posterior where keep[l], else from its prior.
 
         Posteriors below a latent from its prior see that latent, and may make up for it. The
         reconstruction plus the KLs of what is kept bounds −log p(x) from above whatever is kept.
+        prior_temperature: of draws from priors; None: as of the others. With 0, their means, it is
+        no bound.
         """
         check_images(x, self.image_shape, look=not self.training)
         check_temperature(temperature)
@@ -139,11 +142,14 @@ class LadderVAE(LatentAccess, Part):
         if all(keep[:tops]):
             top = [latent.with_kl() for latent in decoder.infer_top(x, noise, temperature)]
         else:
-            top = decoder.sample_top(len(x), noise, temperature)
+            of_priors = temperature if prior_temperature is None else prior_temperature
+            top = decoder.sample_top(len(x), noise, of_priors)
         kept = reversed(keep[tops:])  # features count from the bottom
         features = [f if k else None for f, k in zip(self.encode(x), kept, strict=True)]
         values = [latent.z for latent in top]
-        latents, head = decoder.top_down(len(x), values, features, (), noise, temperature)
+        latents, head = decoder.top_down(
+            len(x), values, features, (), noise, temperature, prior_temperature
+        )
         return LadderOutput(self.px(head), [*top, *latents], target)
 
     def recompute(self, on: bool) -> None:
@@ -273,6 +279,12 @@ class LadderVAE(LatentAccess, Part):
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """(w, h, h) of each layer, top to bottom."""
         return self.decoder.latent_shapes
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Their numbers from the top; the context's is marked."""
+        top = ["0 (context)"] if self.decoder.num_top else ["0"]
+        return top + [str(layer) for layer in range(1, self.num_latents)]
 
     def valid_latent(self, layer: int, z: Tensor) -> Tensor:
         """z, or of a quantised context the nearest levels."""

@@ -97,6 +97,7 @@ class LatentBlock(nn.Module):
         given: Tensor | None,
         noise: Noise,
         temperature: float,
+        prior_temperature: float,
     ) -> tuple[Latent, Tensor]:
         """z as given, else from the posterior where there is a feature, else from the prior."""
         p, features = self.prior(s, noise)
@@ -108,7 +109,7 @@ class LatentBlock(nn.Module):
             z = q.sample(noise, temperature)
             kl = p.kl_from(q, z)
         else:
-            z = p.sample_n(len(s), noise, temperature)
+            z = p.sample_n(len(s), noise, prior_temperature)
         if not self.updates_state:
             return Latent(z, q, p, kl), s
         if features is not None:

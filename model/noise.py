@@ -32,6 +32,7 @@ class NoisePurpose(IntEnum):
     CONTEXTS = 110  # of importance samples, which share them
     PATHS = 111  # of a diffusion prior, behind its density
     ENCODING = 112  # samples of task=encode
+    FOREIGN = 113  # passes behind the likelihood ratios of task=ood
 
 
 class Noise:

@@ -170,7 +170,7 @@ def draw_aggregates(aggregate: Aggregate) -> Drawing:
     """Histograms of each layer's aggregate posterior and of its prior."""
     title = "Aggregate posterior (bars) and prior (line); latents standardised by their priors"
     with matplotlib.rc_context(STYLE):
-        figure, grid = _grid(len(aggregate.histograms), title, 1.5)
+        figure, grid = small_grid(len(aggregate.histograms), title, 1.5)
         for layer, (axes, histogram) in enumerate(zip(grid, aggregate.histograms, strict=False)):
             edges = histogram.edges
             width = edges[1] - edges[0]
@@ -188,7 +188,7 @@ def draw_kl_maps(layers: Sequence[LatentUnits], context: bool) -> Drawing:
     """KL of each position, summed over a layer's channels."""
     title = "KL by position (nats, mean over images, channels summed)"
     with matplotlib.rc_context(STYLE):
-        figure, grid = _grid(len(layers), title, 1.7)
+        figure, grid = small_grid(len(layers), title, 1.7)
         for layer, (axes, units) in enumerate(zip(grid, layers, strict=False)):
             values = units.kl.view(units.shape).sum(0)
             image = axes.imshow(values.numpy(), cmap="viridis", vmin=0, interpolation="none")
@@ -240,7 +240,7 @@ def _axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.6)) -> t
     return figure, axes
 
 
-def _grid(count: int, title: str, side: float) -> tuple[Figure, list[Axes]]:
+def small_grid(count: int, title: str, side: float) -> tuple[Figure, list[Axes]]:
     """A figure with a grid of small axes, the first `count` of them visible."""
     columns = min(count, 6)
     rows = -(-count // columns)

@@ -72,7 +72,7 @@ class Command:
     @property
     def replaced(self) -> dict[str, object]:
         """Of a trained model's settings, the groups that every command brings itself."""
-        names = ("task", "estimators", "metrics", "trackers", "runs_dir")
+        names = ("task", "ood", "estimators", "metrics", "trackers", "runs_dir")
         return {name: resolve_value(self.composed[name]) for name in names}
 
     def wandb_setup(self) -> dict:

@@ -7,7 +7,14 @@ from typing import Any
 
 from utils.settings.schema import KEYS, Settings
 
-ELSEWHERE = ("wandb", "task", "estimators", "metrics", "trackers")  # groups that change no result
+ELSEWHERE = (
+    "wandb",
+    "task",
+    "ood",
+    "estimators",
+    "metrics",
+    "trackers",
+)  # groups that change no result
 # What may differ between the processes of a run: places, and how a machine computes.
 OF_A_MACHINE = (
     "checkpoint",
@@ -15,6 +22,7 @@ OF_A_MACHINE = (
     "dataset.download",
     "dataset.memory_limit",
     "dataset.root",
+    "ood.root",
     "run",
     "runs_dir",
     "task.output",

@@ -1,6 +1,5 @@
 """task=encode: the latents of images, in files."""
 
-from datasets.splits import SPLITS
 from utils.errors import ConfigError
 from utils.evaluation.encoding import Subject, describe, write_latents
 from utils.files import file_digest
@@ -17,40 +16,37 @@ def encode(command: Command, processes: Processes) -> None:
     settings, job = trained.settings, trained.job
     task, layers = settings.task, trained.layers()
     splits, digest = splits_of(settings, job), file_digest(trained.file)
-    for split in SPLITS if task.split == "all" else (task.split,):
-        subject = Subject.of(splits, split, task.num_images)
-        if task.split == "all" and not len(subject):
-            continue
-        if not len(subject):
-            raise ConfigError(f"task.split={split} has no images: use another one.")
-        encoding = describe(
+    subject = Subject.of(splits, task.split, task.num_images)
+    if not len(subject):
+        raise ConfigError(f"task.split={task.split} has no images: use another one.")
+    encoding = describe(
+        trained.model,
+        subject,
+        layers,
+        task.values,
+        task.shard_mb,
+        task.noise_seed,
+        checkpoint_digest=digest,
+        dataset=settings.dataset.name,
+        split=task.split,
+        classes=list(splits.classes),
+    )
+    batch_size = settings.dataset.data_module.test_batch_size
+    with job.terminal.bar(f"{task.split}: latents", len(subject)) as bar:
+        path = write_latents(
             trained.model,
             subject,
-            layers,
-            task.values,
-            task.shard_mb,
-            task.noise_seed,
-            checkpoint_digest=digest,
-            dataset=settings.dataset.name,
-            split=split,
-            classes=list(splits.classes),
+            encoding,
+            trained.output,
+            job.device,
+            batch_size,
+            processes,
+            bar.count,
         )
-        batch_size = settings.dataset.data_module.test_batch_size
-        with job.terminal.bar(f"{split}: latents", len(subject)) as bar:
-            path = write_latents(
-                trained.model,
-                subject,
-                encoding,
-                trained.output,
-                job.device,
-                batch_size,
-                processes,
-                bar.count,
-            )
-        main_first(processes, lambda: None)  # all have written
-        shapes = ", ".join(map(str, encoding.shapes))
-        files = f", {encoding.files} files" if encoding.files > 1 else ""
-        job.terminal.line(
-            f"{encoding.images:,} {split} images of {encoding.dataset}{files}: the {task.values} "
-            f"of layer(s) {', '.join(map(str, layers))} {shapes} in {path}"
-        )
+    main_first(processes, lambda: None)  # all have written
+    shapes = ", ".join(map(str, encoding.shapes))
+    files = f", {encoding.files} files" if encoding.files > 1 else ""
+    job.terminal.line(
+        f"{encoding.images:,} {task.split} images of {encoding.dataset}{files}: the {task.values} "
+        f"of layer(s) {', '.join(map(str, layers))} {shapes} in {path}"
+    )

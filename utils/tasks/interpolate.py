@@ -13,10 +13,12 @@ def interpolate(command: Command, processes: Processes) -> None:
 
     trained = Trained.named(command, processes)
     task, layers = trained.settings.task, trained.layers()
-    x = trained.batches().first(task.num_images)
-    if len(x) < 2:
-        raise ConfigError(f"task.split={task.split} has one image: interpolation takes two.")
-    x = x[: len(x) // 2 * 2]  # pairs
+    x = trained.batches(2 * task.pairs).first(2 * task.pairs)
+    if len(x) < 2 * task.pairs:
+        raise ConfigError(
+            f"task.pairs={task.pairs} takes {2 * task.pairs} images, task.split={task.split} has "
+            f"{len(x)}: use fewer."
+        )
     drawing = pictures.draw_interpolation(trained.model, x, layers, task.steps)
     if trained.job.is_main:
         trained.job.terminal.line(str(save(drawing, trained.output)))

@@ -72,8 +72,9 @@ class Trained:
         except ValueError as error:
             raise ConfigError(f"task.{error}") from error
 
-    def batches(self) -> EvaluationBatches:
-        """The images that the task asks for."""
+    def batches(self, num_images: int | None = None) -> EvaluationBatches:
+        """The images that the task asks for; num_images: how many, where it has no such key."""
         task = self.settings.task
+        count = getattr(task, "num_images", num_images)
         splits = splits_of(self.settings, self.job)
-        return evaluation_batches(self.settings, splits, task.split, self.job, task.num_images)
+        return evaluation_batches(self.settings, splits, task.split, self.job, count)

@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr
 from utils.settings.kinds import FREE, Key, Wanted, accepts, is_safe_name, keys
 from utils.settings.schema.dataset import Dataset
 from utils.settings.schema.model import Model
+from utils.settings.schema.ood import Ood
 from utils.settings.schema.task import TASKS, Task
 from utils.settings.schema.train import Train
 from utils.settings.schema.types import Group, Part, Path, Text
@@ -35,6 +36,7 @@ class Settings(Group):
     checkpoint: Annotated[Annotated[Text, Wanted("a path of a checkpoint")] | None, FREE]
     run: Annotated[Annotated[Text, Wanted("the folder of a run")] | None, FREE]
     runs: Annotated[list[Path], FREE]
+    ood: Ood = Ood()
     runs_dir: Annotated[Text, Wanted("a folder"), FREE]
     dataset: Dataset
     model: Model

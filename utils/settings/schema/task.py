@@ -94,7 +94,7 @@ class EncodeTask(EvaluationTask):
     """task=encode."""
 
     name: Literal["encode"]
-    split: Literal["train", "validation", "test", "all"]
+    split: Split
     num_images: NumImages
     layers: Layers
     values: Literal["mean", "sample"]
@@ -107,11 +107,19 @@ class InterpolateTask(Group):
 
     name: Literal["interpolate"]
     split: Split
-    num_images: Annotated[
-        int, Field(ge=2, le=100, multiple_of=2), Wanted("an even number from 2 to 100")
-    ]
+    pairs: Annotated[int, Field(ge=1, le=50)]
     layers: Layers
     steps: Annotated[int, Field(ge=2, le=100)]
+    output: Output
+
+
+class OodTask(EvaluationTask):
+    """task=ood."""
+
+    name: Literal["ood"]
+    split: Split
+    num_images: NumImages
+    samples: Annotated[int, Field(ge=1, le=1000)]
     output: Output
 
 
@@ -137,6 +145,7 @@ Task = Union[  # noqa: UP007  a discriminated union is built of these
     ReconstructTask,
     EncodeTask,
     InterpolateTask,
+    OodTask,
     SyncTask,
     CheckDataTask,
 ]
