@@ -25,10 +25,10 @@ def with_images_of(settings: Settings, ood: Ood) -> Settings:
             "as in ood.dataset=omniglot)."
         )
     try:
-        composed = compose([f"dataset={ood.dataset}"]).dataset
-        _describe(composed, settings, ood)
-        _check_complete(composed, ood)
-        dataset = resolve(composed)
+        composed = compose([f"dataset={ood.dataset}"])
+        _describe(composed.dataset, settings, ood)
+        _check_complete(composed.dataset, ood)
+        dataset = resolve({"dataset": composed.dataset})["dataset"]
     except ConfigError as error:
         raise ConfigError(f"ood.{error}") from error
     known = settings.plain["dataset"]
@@ -45,7 +45,7 @@ def _describe(dataset: DictConfig, settings: Settings, ood: Ood) -> None:
     """Fill in where it is, and the size of what can be scaled."""
     known = settings.dataset
     if ood.root is not None:
-        if "root" not in dataset.keys():  # `in` misses one without a value
+        if "root" not in list(dataset):  # `in` alone misses one without a value
             raise ConfigError(
                 f"root={ood.root} is not read by dataset={ood.dataset}: leave it out."
             )
