@@ -176,6 +176,8 @@ def _read_npz(path: Path) -> Arrays:
 
 def _check_images(array: np.ndarray) -> np.ndarray:
     """The array itself; ValueError where it does not hold images."""
+    if np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{array.dtype}: multiply [0, 1] by 255 and round, save as uint8")
     channels = array.ndim == 3 or (array.ndim == 4 and {1, 3} & {array.shape[1], array.shape[3]})
     if array.dtype != np.uint8 or not channels or 0 in array.shape:
         raise ValueError(f"{array.dtype} {array.shape}")

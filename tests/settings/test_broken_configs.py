@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from datasets import digits
 from tests.conftest import ROOT
-from utils.settings import command_line, composition, identity
+from utils.settings import composition, identity
 from utils.settings.schema import KEYS
+from utils.settings.typed import check_words
 from utils.training.trainer import Trainer
 
 EXPERIMENTS = ("digits_ladder", "digits_dct_ladder")
@@ -87,7 +88,7 @@ def broken(draw) -> tuple[list[str], str]:
             assume(isinstance(value, dict) or not KEYS[key].accepts(value))
             override = f"{key}={written(value)}"
             read = [override]
-            command_line.quote_texts(read)
+            check_words(read)
             assume(read == [override])  # else it is a text that looks like a number
     elif kind == "absurd":
         key, values = draw(st.sampled_from(ABSURD))

@@ -12,10 +12,12 @@ from omegaconf import OmegaConf
 from model.noise import Noise
 from tests.conftest import ROOT, TINY_UNET, compose, shrunk
 from utils import errors
-from utils.settings import build, command_line, composition, identity, images
+from utils.errors import ConfigError
+from utils.settings import build, composition, identity, images
 from utils.settings.recorded import recorded_settings
 from utils.settings.schema import KEYS
 from utils.settings.trust import CONFIGS
+from utils.settings.typed import check_words
 
 EXPERIMENTS = composition.experiments()
 OWN_PARTS = ("objective", "decoder.context")  # that a user may put in place of the project's
@@ -203,10 +205,44 @@ def test_a_text_that_looks_like_a_number_stays_one():
     texts = ["train.resume_id=12e45678", "runs_dir=2026", "+dataset.root=1_2", "wandb.notes=nan"]
     others = ["train.seed=3", "train.lr=1e-3", "train.resume_id=null", "checkpoint='7'", "my.key=1"]
     arguments = [*texts, *others]
-    command_line.quote_texts(arguments)
+    check_words(arguments)
     assert arguments[len(texts) :] == others
     parsed = OverridesParser.create().parse_overrides(arguments[: len(texts)])
     assert [override.value() for override in parsed] == ["12e45678", "2026", "1_2", "nan"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train.optimizer=adam"], r"did you mean train/optimizer=adam\?"),
+        (["model.encoder=small_ladder"], r"did you mean model/encoder=small_ladder\?"),
+        (["model.decoder.z_L_prior=flow"], r"choose model/decoder/z_L_prior= one of ddgm, "),
+        (["digits_dct_ladder"], r"did you mean experiment=digits_dct_ladder\?"),
+        (["digits-dct-ladder", "train.seed=1"], r"did you mean experiment=digits_dct_ladder\?"),
+        (["quick"], r"quick sets nothing: use key=value\."),
+        (["+dataset.path=/d/ü"], r"use \"\+dataset.path='/d/ü'\"\."),
+        (["train.seed=ü"], "train.seed='ü' is not valid"),
+    ],
+)
+def test_words_that_set_nothing(words, told):
+    with pytest.raises(ConfigError, match=told):
+        check_words(words)
+
+
+@pytest.mark.parametrize("path", ["/d/ü=3.pth", "/it's=1", "/a=\\'b\\", "/=", "/a = b, c"])
+def test_paths_need_no_quotes(path):
+    words = [f"checkpoint={path}", f"runs_dir={path}"]
+    check_words(words)
+    parsed = OverridesParser.create().parse_overrides(words)
+    assert [override.value() for override in parsed] == [path, path]
+
+
+def test_words_that_are_fine_stay():
+    words = ["-m", "--config-dir", "mine", "experiment=a,b", "train/optimizer=adam", "~train.x"]
+    words += ["train.optimizer={lr: 1e-3}", "train.scheduler=null", "runs=[a,b]", "checkpoint=a,ü"]
+    before = list(words)
+    check_words(words)
+    assert words == before
 
 
 def test_overrides_on_a_trained_models_settings():

@@ -23,6 +23,8 @@ def pick_device(wanted: str, processes: Processes) -> torch.device:
     if not wanted.startswith("cuda"):
         return torch.device(wanted)
     count, named = torch.cuda.device_count(), wanted.partition(":")[2]
+    if not count:
+        raise ValueError(f"train.device={wanted}: there is no GPU here: use train.device=cpu.")
     if named and processes.world > 1:
         raise ValueError(
             f"train.device={wanted} names one GPU for {processes.world} processes: use "

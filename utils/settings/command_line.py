@@ -115,15 +115,3 @@ def take_secrets(arguments: list[str]) -> None:
         if key.lstrip("+") == "wandb.api_key" and value.strip("'\"") not in ("", "null"):
             os.environ["WANDB_API_KEY"] = value.strip("'\"")
             arguments.remove(argument)
-
-
-def quote_texts(arguments: list[str]) -> None:
-    """Quote, in place, a number where a text is meant: a run's id may be 45143230 or 12e45678."""
-    for index, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        try:
-            number, key = float(value), KEYS[name.lstrip("+")]
-        except (ValueError, KeyError):
-            continue
-        if key.accepts(value) and not key.accepts(number):
-            arguments[index] = f"{name}='{value}'"

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from utils.errors import ConfigError
 from utils.processes import launch, watch
 from utils.processes.collectives import check_same
 from utils.processes.devices import pick_device
@@ -20,8 +21,9 @@ from utils.processes.launch import Processes
 from utils.processes.peers import INTERRUPTED_MESSAGE
 from utils.processes.ranks import launcher
 from utils.runs.signals import INTERRUPTED, Interrupted, interruptible
-from utils.settings.command_line import Command, quote_texts, take_secrets
+from utils.settings.command_line import Command, take_secrets
 from utils.settings.composition import explain
+from utils.settings.typed import check_words
 from utils.streams import never_fail
 from utils.terminal import LogFormatter, printable
 from utils.training.memory import disable_malloc_trim
@@ -123,7 +125,13 @@ def run_command(job: Callable[[], object]) -> int:
     never_fail()
     _running = Running(os.getpid(), os.environ.get("HYDRA_FULL_ERROR") == "1")
     take_secrets(sys.argv)
-    quote_texts(sys.argv)
+    words = sys.argv[1:]
+    try:
+        check_words(words)
+    except ConfigError as error:
+        print(f"Error: {printable(str(error))}", file=sys.stderr)
+        return 1
+    sys.argv[1:] = words
     disable_malloc_trim()
     logging.lastResort.setFormatter(LogFormatter())  # what no run's log takes goes to the terminal
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors of its own making and exits
