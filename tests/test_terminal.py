@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.commands import call, call_each
 from utils.runs.access import RunLog, log_to_file
 from utils.table import Cell, Column, Table
-from utils.terminal import Terminal, one_line, printable
+from utils.terminal import Terminal, duration, one_line, printable
 
 # Clears the screen, sets the window's title, moves up, is not UTF-8, turns the text's direction.
 NASTY = (
@@ -85,6 +85,36 @@ def test_nothing_steers_the_terminal_or_the_log(log_file, monkeypatch):
     logged = log_file.read_text(encoding="utf-8")
     assert clean(logged) and r"\x1b]0;t\x07" in logged and r"\udcff" in logged
     assert logged.count("a file") == len(NASTY) + 1
+
+
+def test_where_no_bar_can_be_shown_there_are_lines(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("utils.terminal.time.monotonic", lambda: now[0])
+    with Terminal().bar("scoring", total=1000, done=400) as bar:
+        for _ in range(6):
+            now[0] += 4.0
+            bar.advance("K = 5", count=100)
+    with Terminal(shown=False).bar("silent", 3) as bar:
+        now[0] += 100
+        bar.count(1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["scoring: 700 of 1,000, 12 s left, K = 5"]  # after 12 s; the end needs none
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (4, "4 s"),
+        (89, "89 s"),
+        (90, "1.5 min"),
+        (3600, "60 min"),
+        (5400, "1.5 h"),
+        (1e7, "116 days"),
+        (7200, "2.0 h"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_messages_of_the_command_are_printable(tmp_path):

@@ -4,6 +4,7 @@ Names of files, runs and settings may hold anything: what is shown or logged pas
 """
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 log = logging.getLogger("ladder_vae")
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where no bar can be shown
 
 
 def printable(text: str, kept: str = "") -> str:
@@ -57,6 +59,35 @@ class Bar:
         self.advance(count=done)
 
 
+class Lines(Bar):
+    """A line of progress every so many seconds, for output that is no terminal."""
+
+    def __init__(self, terminal: "Terminal", title: str, total: int, done: int, every: float):
+        self.terminal, self.title, self.total, self.every = terminal, title, total, every
+        self.first = self.done = done
+        self.began = self.last = time.monotonic()
+
+    def advance(self, note: str = "", count: int = 1) -> None:
+        """Advance by `count` steps; `note` stands at the end of the line."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.last < self.every or self.done >= self.total:
+            return
+        self.last = now
+        left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
+        text = f"{self.title}: {self.done:,} of {self.total:,}, {duration(left)} left"
+        self.terminal.line(f"{text}, {note}" if note else text)
+
+
+def duration(seconds: float) -> str:
+    """In words, to two figures at the most: 40 s, 12 min, 3.5 h, 12 days."""
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            count = seconds / length
+            return f"{count:.1f} {unit}" if count < 10 else f"{count:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 class Terminal:
     """Standard output of the main process; silent on the others. Lines also go to the log."""
 
@@ -72,10 +103,18 @@ class Terminal:
         self.console.print(text, markup=False)
 
     @contextmanager
-    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """A progress bar for the duration of the block; none unless the output is a terminal."""
-        if not self.console.is_terminal or self.console.quiet:
+    def bar(
+        self, title: str, total: int, done: int = 0, every: float = SECONDS_BETWEEN_LINES
+    ) -> Iterator[Bar]:
+        """A progress bar for the duration of the block.
+
+        Where the output is no terminal, a line every so many seconds.
+        """
+        if self.console.quiet:
             yield Bar(None)
+            return
+        if not self.console.is_terminal:
+            yield Lines(self, title, total, done, every)
             return
         from rich import progress as parts
 

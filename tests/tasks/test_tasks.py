@@ -36,9 +36,12 @@ def test_a_checkpoint_alone_is_tested_sampled_and_reconstructed(trained, tmp_pat
     assert found["bound"]["images"] == 20 and found["likelihoods"][0]["num_samples"] == 3
     few += ["task.estimators=[]", "task.mi_images=5"]
     call(tmp_path, "task=report", *checkpoint, *few, "task.output=page")
-    report = json.loads((tmp_path / "page" / "report" / "report.json").read_text())
+    report = json.loads((tmp_path / "page" / "report_validation" / "report.json").read_text())
     assert report["information_images"] == 5 and report["likelihoods"] == []
-    assert "what each layer carries" in (tmp_path / "page" / "report" / "report.html").read_text()
+    assert (
+        "what each layer carries"
+        in (tmp_path / "page" / "report_validation" / "report.html").read_text()
+    )
 
 
 def test_runs_are_compared_from_their_scores_and_a_checkpoint_is_scored(trained, tmp_path):

@@ -13,7 +13,15 @@ from utils.files import explained, no_follow
 from utils.terminal import LogFormatter
 
 MAX_LOG_BYTES = 20_000_000  # then a new file is begun; one old file is kept
-INNER = ("checkpoints", "figures", "report", "tensorboard", "wandb")  # folders in a run's
+INNER = (
+    "checkpoints",
+    "figures",
+    "report",
+    "report_train",
+    "report_validation",
+    "tensorboard",
+    "wandb",
+)  # folders in a run's
 
 
 def check_own(folder: Path, remedy: str = "rename it, or set another runs_dir=…") -> None:

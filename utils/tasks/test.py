@@ -17,12 +17,13 @@ def test(command: Command, processes: Processes) -> None:
 
 
 def report(command: Command, processes: Processes) -> None:
-    """The scores, and the collapse report in its own folder beside them."""
+    """The scores, and the collapse report in its own folder beside them: each split has one."""
     from utils.report.collapse_report import write_report  # matplotlib takes a second
 
     trained = Trained.named(command, processes)
     found, batches = _score(trained)
-    folder = trained.output / "report"
+    split = trained.settings.task.split
+    folder = trained.output / ("report" if split == "test" else f"report_{split}")
     write_report(trained.model, found, trained.settings, batches, folder, trained.job)
 
 

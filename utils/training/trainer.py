@@ -38,6 +38,7 @@ from utils.training.stopping import CannotContinue, TrainingStopped
 # Per validation image and epoch: quick, and enough to tell which units are active beyond chance.
 # The final score takes as many as tell of every unit.
 POSTERIOR_SAMPLES = 2
+MINUTE = 60.0  # between lines about an epoch that takes longer
 
 
 class Trainer:
@@ -125,7 +126,7 @@ class Trainer:
         progress = self.progress
         beta = self.objective.beta(progress.epoch)
         title = f"epoch {progress.epoch + 1}/{self.settings.max_epochs}"
-        with self.terminal.bar(title, len(self.batches), progress.batch) as bar:
+        with self.terminal.bar(title, len(self.batches), progress.batch, every=MINUTE) as bar:
             for micro_batches in self.batches.epoch(progress.epoch, progress.batch):
                 requests = self._timed_step(micro_batches, beta)
                 bar.advance(self._progress_text())
@@ -158,7 +159,7 @@ class Trainer:
             if (stop or left == 0) and any(collectives.agree(stop)):
                 self._save_and_leave()
 
-        with self.terminal.bar("validation", len(self.validation.ids)) as bar:
+        with self.terminal.bar("validation", len(self.validation.ids), every=MINUTE) as bar:
             model, seed = self.state.evaluation_model, self.noise_seed
             return posterior_collapse(model, self.validation, seed, POSTERIOR_SAMPLES, tick)
 
