@@ -101,6 +101,7 @@ class TrainBatches:
 class EvaluationBatches:
     """Every image once over all processes, in order: process r has images r, r + world, ….
 
+    labels: class numbers (N,) of all images, where there are any.
     A process without any has one batch of no images, from which its sums get their shapes.
 
     Raises:
@@ -108,7 +109,13 @@ class EvaluationBatches:
     """
 
     def __init__(
-        self, images: Images, max_value: int, batch_size: int, rank: int = 0, world: int = 1
+        self,
+        images: Images,
+        max_value: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        labels: Tensor | None = None,
     ):
         if len(images) == 0:
             raise ValueError(
@@ -116,6 +123,7 @@ class EvaluationBatches:
                 "task.split."
             )
         self.images, self.max_value, self.batch_size = images, max_value, batch_size
+        self.labels = labels
         self.ids = torch.arange(len(images))[rank::world]
 
     def __len__(self) -> int:
@@ -124,8 +132,11 @@ class EvaluationBatches:
 
     def first(self, count: int) -> Tensor:
         """The first images of the whole split: (count, C, H, W) in [−1, 1]."""
-        indices = torch.arange(min(count, len(self.images)), device=self.images.device)
-        return normalise(self.images[indices], self.max_value)
+        return self.at(torch.arange(min(count, len(self.images))))
+
+    def at(self, ids: Tensor) -> Tensor:
+        """The images of the whole split with these indices (n,): (n, C, H, W) in [−1, 1]."""
+        return normalise(self.images[ids.to(self.images.device)], self.max_value)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of at most batch_size images."""

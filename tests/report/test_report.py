@@ -11,16 +11,19 @@ from datasets.loaders import EvaluationBatches
 from tests.conftest import compose, randomised, shrunk
 from utils.evaluation import scoring
 from utils.evaluation.collapse import THRESHOLDS
+from utils.evaluation.probes import Gain
 from utils.processes.job import Job
 from utils.processes.launch import Processes
 from utils.report import collapse_page
 from utils.report.collapse_report import write_report
 from utils.report.content import Ablation, LayerReport, ReportContent
 from utils.report.drawing import INK
+from utils.report.probes_section import passive_layers, probes_section
 from utils.settings.build import build_model
 from utils.terminal import Terminal
 
 IMAGES = torch.randint(0, 17, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
+LABELS = torch.arange(30) % 3
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use"}
 
 
@@ -59,7 +62,7 @@ def written(request, tmp_path_factory):
     model = randomised(build_model(settings), 0.05).eval()
     checkpoint = folder / "best.pth"
     checkpoint.write_bytes(b"weights")
-    batches = EvaluationBatches(IMAGES, 16, 30)
+    batches = EvaluationBatches(IMAGES, 16, 30, labels=LABELS)
     job = Job(Processes(), torch.device("cpu"), Terminal(False))
     score = scoring.score(model, settings, batches, "test", checkpoint, job.terminal)
     paths = write_report(model, score, settings, batches, folder, job)
@@ -97,6 +100,46 @@ def test_layers_add_up(written):
     assert layers[-1]["without"]["nelbo"] == content["top_kept"][-2]["nelbo"]
 
 
+def test_rates_and_distortions_and_images_by_kl(written):
+    _, content, _ = written
+    layers, kept = content["layers"], content["top_kept"]
+    for row in kept:
+        assert row["rate"] + row["reconstruction"] == pytest.approx(row["nelbo"])
+    assert kept[0]["rate"] == 0
+    for row in layers:
+        by_image = row["by_image"]
+        assert by_image["quantiles"] == sorted(by_image["quantiles"])
+        assert len(by_image["least"]) == len(by_image["most"]) == 5
+        quiet = row["per_unit"]["quiet_share"]
+        assert row["mixed"] == sum(0.05 <= share <= 0.95 for share in quiet)
+
+
+def test_probes_are_on_the_page(written):
+    _, content, text = written
+    probes = content["probes"]
+    assert (probes["images"], probes["classes"], content["without_probes"]) == (30, 3, None)
+    assert len(probes["alone"]) == len(probes["cumulated"]) == len(content["layers"])
+    assert probes["alone"][0]["untrained"] is not None
+    page = Page(text).text
+    assert f"{probes['pixels']['linear']['value']:.1%}" in page and "chance" in page
+    if content["context"]:  # a context is not learned: the untrained model has the same
+        assert probes["alone"][0]["untrained"] == probes["alone"][0]["linear"]
+
+
+def test_a_passive_layer_that_helps_is_named(written):
+    _, content, _ = written
+    report = ReportContent.model_validate(content)
+    quiet = [row.model_copy(update={"active": 0, "kl_share": 0.0}) for row in report.layers]
+    gains = [None, *(Gain(value=0.1, se=0.01 if n == 1 else 0.2) for n in range(1, len(quiet)))]
+    probes = report.probes.model_copy(update={"gains": gains})
+    (sentence,) = passive_layers(report.model_copy(update={"layers": quiet, "probes": probes}))
+    assert sentence.startswith("Layer 1 is passive") and "adds 10.0 ± 2.0 points" in sentence
+    none = report.model_copy(
+        update={"probes": None, "without_probes": "The data set has no labels."}
+    )
+    assert probes_section(none).paragraphs == ["No probes: The data set has no labels."]
+
+
 def _pairs(units: dict) -> list[tuple[float, float]]:
     """KL and cumulative share of each unit."""
     return list(zip(units["kl"], units["kl_cumulative_share"], strict=True))
@@ -106,7 +149,8 @@ def test_every_picture_is_there_as_a_file(written):
     folder, content, _ = written
     names = {"layers", "active_units", "collapsed_units", "kl_maps", "interventions"}
     names |= {"information", "aggregates", "samples", "samples_fixed_top", "reconstructions"}
-    names |= {"reconstructions_top"} | ({"context", "diffusion"} if content["context"] else set())
+    names |= {"reconstructions_top", "rate_distortion", "images_by_kl"}
+    names |= {"context", "diffusion"} if content["context"] else set()
     found = {path.stem for path in folder.glob("*.png")}
     assert names <= found <= names | {"traversals"}
     for path in folder.glob("*.png"):

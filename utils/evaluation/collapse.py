@@ -32,6 +32,7 @@ ACTIVE_THRESHOLD = 0.01
 THRESHOLDS = tuple(10.0 ** (k / 8) for k in range(-40, 9))  # 1e-5 … 10, for active units
 EPSILONS = tuple(10.0 ** (k / 4) for k in range(-16, 5))  # 1e-4 … 10 nats
 EPSILON, DELTA = 0.01, 0.01  # of the collapsed units in tables
+MIXED = 0.05  # a mixed unit's KL is under ε, and over it, for at least this share of the images
 Z_95 = 1.959964  # half-width of a 95 % interval in standard errors
 MOMENTS = 8  # sums from which a unit's variance and its standard error follow
 
@@ -114,6 +115,11 @@ class LatentUnits:
     def collapsed(self, epsilon: int, delta: float = DELTA) -> int:
         """The number of units with KL < EPSILONS[epsilon] for at least 1 − delta of the images."""
         return int((self.share_below_epsilon[epsilon] >= 1.0 - delta).sum())
+
+    def mixed(self, epsilon: int) -> int:
+        """The number of units whose KL is under EPSILONS[epsilon] for some of the images only."""
+        share = self.share_below_epsilon[epsilon]
+        return int(((share >= MIXED) & (share <= 1.0 - MIXED)).sum())
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,21 @@ from collections.abc import Mapping
 from itertools import accumulate
 
 from model.estimators import Estimator
-from utils.evaluation.collapse import ACTIVE_THRESHOLD, DELTA, EPSILON, Z_95
+from utils.evaluation.collapse import ACTIVE_THRESHOLD, DELTA, EPSILON, MIXED, Z_95
 from utils.evaluation.metrics import Metrics
-from utils.report.content import Ablation, Estimate, LayerReport, ReportContent
+from utils.report.content import (
+    KL_QUANTILES,
+    NEGLIGIBLE_NATS,
+    Ablation,
+    Estimate,
+    LayerReport,
+    ReportContent,
+)
 from utils.report.drawing import Drawing
 from utils.report.page import Section
+from utils.report.probes_section import probes_section
 from utils.report.tables import ELBO, layer_table, score_table
-from utils.table import Cell, Column, Table, integer, number, share
+from utils.table import Cell, Column, Table, count_of, integer, number, share
 
 LISTED_UNITS = 50  # in the table of units; report.json has all
 
@@ -47,6 +55,8 @@ def sections(
         _layers_section(content, drawings, metrics),
         _units_section(content, drawings),
         _ablation_section(content, drawings),
+        _images_section(content, drawings),
+        probes_section(content),
         _information_section(content, drawings),
         Section("Pictures", drawings=_pick(drawings, _PICTURES)),
     ]
@@ -85,7 +95,11 @@ def _units_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> S
 
 
 def _ablation_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> Section:
-    captions = {"interventions": "Left: only the top layers kept. Right: one layer replaced."}
+    captions = {
+        "interventions": "Left: only the top layers kept. Right: one layer replaced.",
+        "rate_distortion": "A number beside a point is how many layers are kept. Where a step goes "
+        "right without going down, the layer costs nats and tells nothing of the image.",
+    }
     return Section(
         "Layer ablation",
         paragraphs=[
@@ -94,6 +108,21 @@ def _ablation_section(content: ReportContent, drawings: Mapping[str, Drawing]) -
             "plus the KL of the layers kept (one sample per image) bounds −log p(x) in every row."
         ],
         tables=[kept_table(content), without_table(content)],
+        drawings=_pick(drawings, captions),
+    )
+
+
+def _images_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> Section:
+    captions = {"images_by_kl": "Five of least KL and five of most; report.json has their indices."}
+    return Section(
+        "Images by KL",
+        paragraphs=[
+            "A layer may be in use for some images and collapsed for others: its KL by image, and "
+            f"the share of images with less than {NEGLIGIBLE_NATS:g} nats. A mixed unit's KL is "
+            f"under {EPSILON:g} nats for some images, and over it for others, at least "
+            f"{MIXED:.0%} of them each way."
+        ],
+        tables=[images_table(content)],
         drawings=_pick(drawings, captions),
     )
 
@@ -135,6 +164,33 @@ def _pick(
 ) -> list[tuple[Drawing, str]]:
     """The drawings that exist, with their captions."""
     return [(drawings[name], caption) for name, caption in captions.items() if name in drawings]
+
+
+def images_table(content: ReportContent) -> Table:
+    """Each layer's KL over the images, and its mixed units."""
+    names = ["least", *(f"{q:.0%}" for q in KL_QUANTILES[1:-1]), "most"]
+    return Table(
+        "KL of each layer by image (nats)",
+        [
+            Column("layer", "0 is the top", text=True),
+            *(Column(name, "of the images") for name in names),
+            Column(f"under {NEGLIGIBLE_NATS:g} nats", "share of images"),
+            Column("mixed units", "whose KL is under ε for some images only"),
+            Column("least: image", "index of the image of least KL in its split"),
+            Column("most: image", "index of the image of most KL"),
+        ],
+        [
+            [
+                _layer_cell(layer),
+                *map(number, layer.by_image.quantiles),
+                share(layer.by_image.negligible),
+                count_of(layer.mixed, layer.units),
+                integer(layer.by_image.least[0]),
+                integer(layer.by_image.most[-1]),
+            ]
+            for layer in content.layers
+        ],
+    )
 
 
 def unit_table(content: ReportContent) -> Table:
@@ -198,7 +254,8 @@ def without_table(content: ReportContent) -> Table:
 
 
 _ABLATION_COLUMNS = (
-    Column("reconstruction", "−log p(x | z)"),
+    Column("reconstruction", "−log p(x | z): the distortion"),
+    Column("rate", "KL of the layers kept"),
     Column("−ELBO", "reconstruction + KL of the layers kept"),
     Column("lost", "−ELBO less that of the whole model, paired over images"),
     Column("± (95 %)", "interval of the loss, over images"),
@@ -206,7 +263,7 @@ _ABLATION_COLUMNS = (
 
 
 def _ablation_cells(row: Ablation) -> list[Cell]:
-    values = (row.reconstruction, row.nelbo, row.lost, Z_95 * row.lost_se)
+    values = (row.reconstruction, row.rate, row.nelbo, row.lost, Z_95 * row.lost_se)
     return [number(value) for value in values]
 
 

@@ -5,12 +5,14 @@ report/report.html   report/report.json (every figure of the page)   report/*.pn
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
 from utils.evaluation.collapse import Z_95
 from utils.evaluation.information import Aggregate, aggregate_posterior, interventions
+from utils.evaluation.probes import Probes, probe, untrained_like
 from utils.evaluation.scoring import Score
 from utils.files import write_json
 from utils.processes.job import Job
@@ -43,8 +45,9 @@ def write_report(
     subset = batches.first(settings.task.mi_images)
     with terminal.bar(f"{split}: information", len(subset)) as bar:
         aggregate = aggregate_posterior(model, subset, seed, bar.count)
-    content = report_content(score, ablated, aggregate)
-    drawings = draw(model, score, content, aggregate, batches.first(PICTURED), seed)
+    probes = measure_probes(model, settings, batches, job)
+    content = report_content(score, ablated, aggregate, probes)
+    drawings = draw(model, score, content, aggregate, batches, seed)
     paths = [save(drawing, folder) for drawing in drawings.values()]
     write_json(folder / "report.json", content.to_json())
     page = write_page(
@@ -57,16 +60,29 @@ def write_report(
     return paths
 
 
+def measure_probes(
+    model: LadderVAE, settings: Settings, batches: EvaluationBatches, job: Job
+) -> Probes | str:
+    """The probes of the first task.probe_images images, or why there are none."""
+    count = settings.task.probe_images
+    if count == 0:
+        return "task.probe_images=0 asks for none."
+    labels = None if batches.labels is None else batches.labels[:count]
+    with job.terminal.bar("probes", model.num_latents) as bar:
+        fresh = untrained_like(model, settings)
+        return probe(model, fresh, batches.first(count), labels, bar.count)
+
+
 def draw(
     model: LadderVAE,
     score: Score,
     content: ReportContent,
     aggregate: Aggregate,
-    x: Tensor,
+    batches: EvaluationBatches,
     seed: int,
 ) -> dict[str, Drawing]:
-    """All drawings by name; x (B, C, H, W): the images of the pictures."""
-    units = score.collapse.layers
+    """All drawings by name; batches: the images that were scored."""
+    units, x = score.collapse.layers, batches.first(PICTURED)
     shares = [
         [count / layer.units for count in (layer.active, layer.active_low, layer.active_high)]
         for layer in content.layers
@@ -78,9 +94,25 @@ def draw(
         plots.draw_collapse_curve(units),
         plots.draw_kl_maps(units, content.context),
         plots.draw_interventions(content.top_kept, [layer.without for layer in content.layers]),
+        plots.draw_rate_distortion(content.top_kept),
         plots.draw_information(aggregate, kl),
         plots.draw_aggregates(aggregate),
         *pictures.draw_model(model, x, seed),
         pictures.draw_traversals(model, x, units),
+        pictures.draw_ranked(*images_by_kl(content, batches)),
     ]
     return {drawing.name: drawing for drawing in drawings if drawing}
+
+
+def images_by_kl(
+    content: ReportContent, batches: EvaluationBatches
+) -> tuple[list[str], list[Tensor]]:
+    """For some layers, a label and the images of least and of most KL in them."""
+    layers = [content.layers[k - 1] for k in pictures.spread(len(content.layers))]
+    labels = [
+        f"layer {layer.layer}: {layer.by_image.quantiles[0]:.2f} … "
+        f"{layer.by_image.quantiles[-1]:.2f} nats"
+        for layer in layers
+    ]
+    ids = [layer.by_image.least + layer.by_image.most for layer in layers]
+    return labels, [batches.at(torch.tensor(each)) for each in ids]

@@ -18,6 +18,7 @@ from utils.evaluation.collapse import (
     mean_and_error,
 )
 from utils.evaluation.information import Aggregate, Histogram, Intervention, layer_masks
+from utils.evaluation.probes import Probes
 from utils.evaluation.record import ScoreRecord
 from utils.evaluation.scoring import Score
 
@@ -25,6 +26,8 @@ NATS_PER_BIT = math.log(2.0)
 MOSTLY_COLLAPSED = 0.1  # share of active units under which a layer has mostly collapsed
 LITTLE_KL = 0.02  # share of the KL under which a layer carries little
 VISIBLE_NATS = 0.005  # the smallest difference that two decimals show
+KL_QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)  # of a layer's KL over the images
+RANKED = 5  # images of least and of most KL that are shown
 NEGLIGIBLE_NATS = 0.1  # KL under which an inactive layer counts as collapsed
 
 
@@ -43,6 +46,7 @@ class Ablation(BaseModel, frozen=True):
     nelbo_se: float
     reconstruction: float
     reconstruction_se: float
+    rate: float  # KL of the layers kept
     lost: float  # −ELBO less that of the whole model, paired over the images
     lost_se: float
 
@@ -58,6 +62,15 @@ class UnitFigures(BaseModel, frozen=True):
     variance: list[float]  # Var_x(E_q[z | x])
     variance_se: list[float]
     quiet_share: list[float]  # share of images whose KL is under EPSILON
+
+
+class RankedImages(BaseModel, frozen=True):
+    """A layer's KL by image: where it has collapsed locally, and where it carries most."""
+
+    quantiles: list[float]  # nats, at KL_QUANTILES
+    negligible: float  # share of images with less than NEGLIGIBLE_NATS
+    least: list[int]  # indices of the images of least KL, in their split
+    most: list[int]  # … of most, the largest last
 
 
 class LayerReport(BaseModel, frozen=True):
@@ -76,6 +89,8 @@ class LayerReport(BaseModel, frozen=True):
     active_low: int
     active_high: int
     collapsed: int
+    mixed: int  # units whose KL is under EPSILON for some images only
+    by_image: RankedImages
     without: Ablation  # this layer drawn from its prior
     information: Estimate  # of this layer and those above, in nats
     information_added: Estimate  # of this layer, given those above
@@ -90,6 +105,11 @@ class LayerReport(BaseModel, frozen=True):
     def name(self) -> str:
         """The layer's number, marked if it is the context."""
         return f"{self.layer}{' (context)' if self.context else ''}"
+
+    @property
+    def passive(self) -> bool:
+        """Whether its figures say that it carries little or nothing."""
+        return self.active < MOSTLY_COLLAPSED * self.units or self.kl_share < LITTLE_KL
 
     @computed_field
     @property
@@ -130,12 +150,17 @@ class ReportContent(ScoreRecord, frozen=True):
     information_ceiling: float
     top_kept: list[Ablation]  # the top 0, 1, …, all layers
     layers: list[LayerReport]
+    probes: Probes | None
+    without_probes: str | None  # why there are none
 
 
 def report_content(
-    score: Score, interventions: dict[tuple[bool, ...], Intervention], aggregate: Aggregate
+    score: Score,
+    interventions: dict[tuple[bool, ...], Intervention],
+    aggregate: Aggregate,
+    probes: Probes | str,
 ) -> ReportContent:
-    """Every figure of the report from what was measured."""
+    """Every figure of the report from what was measured; probes: or why there are none."""
     whole = interventions[(True,) * len(score.collapse.layers)].nelbo
     ablations = {mask: _ablation(one, whole) for mask, one in interventions.items()}
     count = len(score.collapse.layers)
@@ -153,6 +178,8 @@ def report_content(
             for mask in layer_masks(count)[: count + 1]
         ],
         layers=_layer_reports(score, ablations, aggregate),
+        probes=None if isinstance(probes, str) else probes,
+        without_probes=probes if isinstance(probes, str) else None,
     )
 
 
@@ -178,6 +205,8 @@ def _layer_reports(
                 active_low=bound.active_low[layer],
                 active_high=bound.active_high[layer],
                 collapsed=bound.collapsed[layer],
+                mixed=units.mixed(EPSILONS.index(EPSILON)),
+                by_image=_ranked(score.collapse.kl[:, layer]),
                 without=ablations[tuple(other != layer for other in range(len(layers)))],
                 information=_estimate(aggregate.information[layer]),
                 information_added=_estimate(aggregate.added[layer]),
@@ -192,6 +221,17 @@ def _layer_reports(
     return reports
 
 
+def _ranked(kl: Tensor) -> RankedImages:
+    """From every image's KL in a layer: (N,) nats."""
+    order, shown = kl.argsort(stable=True).tolist(), min(RANKED, len(kl))
+    return RankedImages(
+        quantiles=kl.quantile(kl.new_tensor(KL_QUANTILES)).tolist(),
+        negligible=(kl < NEGLIGIBLE_NATS).double().mean().item(),
+        least=order[:shown],
+        most=order[-shown:],
+    )
+
+
 def _ablation(intervention: Intervention, whole: Tensor) -> Ablation:
     """Means of an intervention; whole: the −ELBO of the whole model for every image, (N,) nats."""
     nelbo, nelbo_se = mean_and_error(intervention.nelbo)
@@ -202,6 +242,7 @@ def _ablation(intervention: Intervention, whole: Tensor) -> Ablation:
         nelbo_se=nelbo_se,
         reconstruction=reconstruction,
         reconstruction_se=reconstruction_se,
+        rate=nelbo - reconstruction,
         lost=lost,
         lost_se=lost_se,
     )

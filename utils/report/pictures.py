@@ -155,6 +155,13 @@ def draw_traversals(model: LadderVAE, x: Tensor, layers: Sequence[LatentUnits]) 
     return image_rows("traversals", title, rows)
 
 
+def draw_ranked(labels: Sequence[str], images: Sequence[Tensor]) -> Drawing:
+    """A row for each of some layers: the images of least KL, then those of most."""
+    title = "Images by a layer's KL: the least on the left, the most on the right"
+    rows = list(zip(labels, images, strict=True))
+    return image_rows("images_by_kl", title, rows)
+
+
 def most_active(layers: Sequence[LatentUnits]) -> list[tuple[int, int]]:
     """(layer, unit) of the active units of largest Var_x(E[z | x]), a few per layer, sorted."""
     candidates = []

@@ -141,6 +141,25 @@ def draw_interventions(top: Sequence[Ablation], without: Sequence[Ablation]) -> 
     return Drawing("interventions", figure, title)
 
 
+def draw_rate_distortion(top: Sequence[Ablation]) -> Drawing:
+    """Distortion against rate as layers are added from the top; points are numbers of layers."""
+    title = "Rate and distortion as layers are added from the top"
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(title, "rate: KL of the layers kept (nats)", "−log p(x | z) (nats)")
+        rate, distortion = [row.rate for row in top], [row.reconstruction for row in top]
+        axes.plot(rate, distortion, color=ACCENT, marker="o")
+        for row in top:
+            axes.annotate(
+                str(row.kept),
+                (row.rate, row.reconstruction),
+                (4, 4),
+                textcoords="offset points",
+                fontsize=8,
+                color=INK,
+            )
+    return Drawing("rate_distortion", figure, title)
+
+
 def draw_information(aggregate: Aggregate, kl: Sequence[float]) -> Drawing:
     """Mutual information of the top layers and the image, with their cumulative KL."""
     title = f"Information about which of {aggregate.images} images it is"

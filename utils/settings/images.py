@@ -129,10 +129,12 @@ def evaluation_batches(
     num_images: int | None = None,
 ) -> EvaluationBatches:
     """This process's share of a split (of its first num_images), on its device."""
+    labels = splits.labels and splits.labels[SPLITS.index(split)][:num_images]
     return EvaluationBatches(
         getattr(splits, split)[:num_images].to(job.device),
         splits.max_value,
         settings.dataset.data_module.test_batch_size,
         job.processes.rank,
         job.processes.world,
+        labels,
     )

@@ -23,6 +23,7 @@ Layers = (
     | None
 )
 InformationImages = Annotated[int, Field(ge=2, le=10_000)]
+ProbeImages = Annotated[int, Field(ge=0, le=10_000)]
 
 
 class EvaluationTask(Group):
@@ -39,6 +40,7 @@ class TrainTask(EvaluationTask):
     estimators: Estimators
     report: bool
     mi_images: InformationImages
+    probe_images: ProbeImages = 1000  # earlier versions had no probes
 
 
 class ScoreTask(EvaluationTask):
@@ -59,6 +61,7 @@ class ReportTask(EvaluationTask):
     num_images: NumImages
     estimators: Estimators
     mi_images: InformationImages
+    probe_images: ProbeImages = 1000  # earlier versions had no probes
     output: Output
 
 
