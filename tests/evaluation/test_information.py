@@ -144,13 +144,32 @@ def test_all_pairs_are_the_pairs_one_by_one():
     x, noise = BATCHES.first(5), Noise.keyed(torch.arange(5), 0)
     with torch.no_grad():
         latents = model(x, noise=noise).latents
-        found = information._log_densities(model, x, latents, noise, lambda n: None)
+        values = [latent.z for latent in latents]
+        found = information._log_densities(model, model.encode(x), latents, values)
         for i, j in ((0, 0), (1, 4), (3, 2)):
             values = [latent.z[[i]] for latent in latents]
             features = model.encode(x[[j]])
             seen, _ = model.decoder.top_down(1, values[:1], features, values[1:], noise)
             own = [latent.q.log_prob(latent.z).sum().item() for latent in seen]
             assert found[1:, i, j].tolist() == pytest.approx(own, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("experiment", ["digits_ladder", "digits_dct_ladder"])
+def test_information_in_blocks_is_that_of_all_at_once(experiment, monkeypatch):
+    """Many images need no N × N table in memory; and queries may be fewer."""
+    model, x, pairs = small(experiment), BATCHES.first(10), []
+    whole = aggregate(model, x)
+    few = aggregate_posterior(model, x, 0, pairs.append, queries=4)
+    assert sum(pairs) == 40 and (few.images, few.queries) == (10, 4)
+    assert few.ceiling == whole.ceiling and few.histograms == whole.histograms
+    monkeypatch.setattr(information, "rows_that_fit", lambda model, x: 3)
+    for queries, wanted in ((None, whole), (4, few)):
+        found = aggregate_posterior(model, x, 0, lambda n: None, queries)
+        for name in ("information", "added"):
+            pairs = zip(getattr(found, name), getattr(wanted, name), strict=True)
+            assert all(a == pytest.approx(b, rel=1e-3, abs=1e-3) for a, b in pairs)
+        for a, b in zip(found.histograms, wanted.histograms, strict=True):
+            assert a.posterior == pytest.approx(b.posterior, abs=0.02)
 
 
 def test_histograms_are_shares_of_posterior_and_prior():

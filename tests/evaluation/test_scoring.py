@@ -58,7 +58,7 @@ def test_the_report_draws_from_the_same_seed(model, tmp_path, monkeypatch):
     def interventions(model, batches, seed, tick):
         used.append(seed)
 
-    def aggregate_posterior(model, x, seed, tick):
+    def aggregate_posterior(model, x, seed, tick, queries):
         used.append(seed)
         raise Enough
 

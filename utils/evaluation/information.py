@@ -1,7 +1,7 @@
 """Information of the layers about the image: interventions, mutual information, aggregates."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +92,7 @@ class Aggregate:
     """
 
     images: int
+    queries: int  # of these, whose own latents were looked up among all
     information: list[tuple[float, float]]  # I_q(x; z_top … z_l) nats: the layer and those above
     added: list[tuple[float, float]]  # I_q(x; z_l | z_{>l}) nats: the layer's own contribution
     residual: list[tuple[float, float] | None]  # E[((z − E_p z)/σ_p)²]: 1 if q equals p on average
@@ -109,28 +110,37 @@ class Aggregate:
 
 @torch.no_grad()
 def aggregate_posterior(
-    model: LadderVAE, x: Tensor, seed: int, tick: Callable[[int], None]
+    model: LadderVAE,
+    x: Tensor,
+    seed: int,
+    tick: Callable[[int], None],
+    queries: int | None = None,
 ) -> Aggregate:
     """Mutual information of each layer and the images x (N, C, H, W), and aggregate posteriors.
 
     With x uniform on the N images, I_q(x; z) = E log q(z | x) / (1/N Σ_j q(z | x_j)) needs no
-    bound: all N² densities are computed. It is at most log N; near that it says only that the
-    images are identified. Standard errors are over the images, one draw of z each. The information
-    of a context with a posterior variance is conditional on its dither.
+    bound: all pairs' densities are computed, of as many images at a time as memory allows. It is at
+    most log N; near that it says only that the images are identified. The outer expectation is over
+    the first `queries` images, one draw of z each (None: all N): cost is N · queries passes, and
+    standard errors are over these. The information of a context with a posterior variance is
+    conditional on its dither. tick: called with the number of pairs done.
     """
     model.eval()
-    noise = Noise.keyed(torch.arange(len(x), device=x.device), seed, NoisePurpose.AGGREGATE)
-    latents = model(x, noise=noise).latents
-    total = _log_densities(model, x, latents, noise, tick).cumsum(0)  # (L, N, N)
-    own = total.diagonal(dim1=1, dim2=2)
-    information = own - total.logsumexp(2) + math.log(len(x))  # (L, N)
+    n, rows = len(x), rows_that_fit(model, x[:1])
+    count = min(queries or n, n)
+    noise = Noise.keyed(torch.arange(n, device=x.device), seed, NoisePurpose.AGGREGATE)
+    parts = list(zip(x.split(rows), noise.keys.split(rows), strict=True))
+    latents = [model(images, noise=Noise(keys)).latents for images, keys in parts]
+    information = _information(model, x, latents, count, rows, tick)  # (L, queries)
     added = information.diff(dim=0, prepend=torch.zeros_like(information[:1]))
-    prior_noise = Noise.keyed(torch.arange(len(x), device=x.device), seed, NoisePurpose.PRIOR)
-    top = [latent.z for latent in model.decoder.sample_top(len(x), prior_noise, 1.0)]
-    samples = [*top, *(None for _ in latents[len(top) :])]
-    pairs = [_against_prior(*pair, prior_noise) for pair in zip(latents, samples, strict=True)]
+    prior_noise = Noise.keyed(torch.arange(n, device=x.device), seed, NoisePurpose.PRIOR)
+    top = [latent.z for latent in model.decoder.sample_top(n, prior_noise, 1.0)]
+    layers = list(zip(*latents, strict=True))
+    samples = [*top, *(None for _ in layers[len(top) :])]
+    pairs = [_against_prior(*pair, prior_noise) for pair in zip(layers, samples, strict=True)]
     return Aggregate(
-        images=len(x),
+        images=n,
+        queries=count,
         information=[mean_and_error(row) for row in information],
         added=[mean_and_error(row) for row in added],
         residual=[residual for residual, _ in pairs],
@@ -138,49 +148,78 @@ def aggregate_posterior(
     )
 
 
-def _log_densities(
-    model: LadderVAE, x: Tensor, latents: list[Latent], noise: Noise, tick: Callable[[int], None]
+def _information(
+    model: LadderVAE,
+    x: Tensor,
+    latents: list[list[Latent]],
+    queries: int,
+    rows: int,
+    tick: Callable[[int], None],
 ) -> Tensor:
-    """log q(z_l of image i | z_{>l} of image i, x_j): (L, N, N) [l, i, j], float64."""
-    n, tops = len(x), model.decoder.num_top
-    features, blocks = model.encode(x), []
-    images_at_once = max(1, rows_that_fit(model, x[:1]) // n)
-    for i in torch.arange(n, device=x.device).split(images_at_once):
-        count = len(i)
-        z = [latent.z[i].repeat_interleave(n, 0) for latent in latents]  # (count·N, w, h, h)
-        densities = [_of_every_image(latent, i) for latent in latents[:tops]]
-        inferred, _ = model.decoder.top_down(
-            count * n, z[:tops], repeat_rows(features, count), z[tops:], noise
-        )
-        for latent in inferred:
-            densities.append(sum_per_image(latent.q.log_prob(latent.z)).view(count, n))
-        blocks.append(torch.stack([density.cpu().double() for density in densities]))
-        tick(count)
-    return torch.cat(blocks, 1)
+    """log q(z_i | x_i) / (1/N Σ_j q(z_i | x_j)) of layers 0 … l together: (L, queries), float64.
+
+    latents: of each part of x, `rows` images long.
+    """
+    values = [torch.cat([latent.z for latent in layer]) for layer in zip(*latents, strict=True)]
+    own, everything, first = [], None, 0
+    for images, part in zip(x.split(rows), latents, strict=True):
+        features, n = model.encode(images), len(images)
+        found = []
+        for i in torch.arange(queries, device=x.device).split(max(1, rows // n)):
+            z = [value[i] for value in values]
+            found.append(_log_densities(model, features, part, z).cumsum(0))
+            tick(len(i) * n)
+        total = torch.cat(found, 1)  # (L, queries, n)
+        own.append(total[:, first : first + n].diagonal(dim1=1, dim2=2))
+        summed = total.logsumexp(2)
+        everything = summed if everything is None else torch.logaddexp(everything, summed)
+        first += n
+    return torch.cat(own, 1) - everything + math.log(len(x))
 
 
-def _of_every_image(latent: Latent, i: Tensor) -> Tensor:
-    """log q(z of each image in i | x_j) of a top latent, for every image j: (len(i), N)."""
-    return torch.stack([sum_per_image(latent.q.log_prob(latent.z[one])) for one in i.split(1)])
+def _log_densities(
+    model: LadderVAE, features: list[Tensor], latents: list[Latent], z: list[Tensor]
+) -> Tensor:
+    """log q(z_l of image i | z_{>l} of image i, x_j): (L, I, J) [l, i, j], float64.
+
+    features: the encoder's of the images j; latents: a posterior pass of them; z: of the images i.
+    """
+    count, n, tops = len(z[0]), len(features[0]), model.decoder.num_top
+    repeated = [value.repeat_interleave(n, 0) for value in z]  # (I·J, w, h, h)
+    densities = [_of_every_image(*pair) for pair in zip(latents[:tops], z, strict=False)]
+    noise = Noise.keyed(torch.arange(count * n, device=z[0].device))  # nothing is drawn
+    inferred, _ = model.decoder.top_down(
+        count * n, repeated[:tops], repeat_rows(features, count), repeated[tops:], noise
+    )
+    for latent in inferred:
+        densities.append(sum_per_image(latent.q.log_prob(latent.z)).view(count, n))
+    return torch.stack([density.cpu().double() for density in densities])
+
+
+def _of_every_image(latent: Latent, z: Tensor) -> Tensor:
+    """log q(each of z | x_j) of a top latent, for every image j: (len(z), J)."""
+    return torch.stack([sum_per_image(latent.q.log_prob(one)) for one in z.split(1)])
 
 
 def _against_prior(
-    latent: Latent, samples: Tensor | None, noise: Noise
+    parts: Sequence[Latent], samples: Tensor | None, noise: Noise
 ) -> tuple[tuple[float, float] | None, Histogram]:
     """The layer's mean squared residual, and the histograms of its values and of its prior."""
-    residuals = latent.p.residuals(latent.z)
-    if residuals is not None:
-        residuals = residuals.double().flatten(1).cpu()
+    z = torch.cat([latent.z for latent in parts])
+    residuals = [latent.p.residuals(latent.z) for latent in parts]
+    if residuals[0] is not None:
+        residuals = torch.cat(residuals).double().flatten(1).cpu()
         edges = torch.linspace(-RESIDUALS, RESIDUALS, BINS + 1, dtype=torch.float64)
         prior = torch.special.ndtr(edges).diff()
         error = mean_and_error(residuals.square().mean(1))
         return error, Histogram(edges.tolist(), _shares(residuals, edges), prior.tolist(), True)
+    p = parts[0].p
     if samples is None:
-        samples = latent.p.sample_n(len(latent.z), noise, 1.0)
-    active = latent.p.active_mask(latent.z)
-    bins = min(BINS, latent.p.num_levels or BINS)
+        samples = p.sample_n(len(z), noise, 1.0)
+    active = torch.cat([latent.p.active_mask(latent.z) for latent in parts])
+    bins = min(BINS, p.num_levels or BINS)
     edges = torch.linspace(-1.0, 1.0, bins + 1, dtype=torch.float64)
-    shares = [_shares(values[active].double().cpu(), edges) for values in (latent.z, samples)]
+    shares = [_shares(values[active].double().cpu(), edges) for values in (z, samples)]
     return None, Histogram(edges.tolist(), *shares, False)
 
 

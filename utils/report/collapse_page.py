@@ -139,7 +139,8 @@ def _information_section(content: ReportContent, drawings: Mapping[str, Drawing]
             f"For x drawn from {content.information_images} images, the mutual information between "
             "x and the layers down to each one. It is at most log N = "
             f"{content.information_ceiling:.2f} nats; near that it says only that the images are "
-            "identified. KL less information is the KL of the aggregate posterior from the prior.",
+            "identified. KL less information is the KL of the aggregate posterior from the prior. "
+            f"One draw each of {content.information_queries:,} of these images.",
             "The residual is E[((z − μ)/σ)²] under the prior's μ and σ: 1 where the aggregate "
             "posterior has the prior's spread, more where the prior would seldom draw it.",
         ],

@@ -42,9 +42,10 @@ def write_report(
         ablated = interventions(model, batches, seed, bar.count)
     if not job.is_main:
         return []
-    subset = batches.first(settings.task.mi_images)
-    with terminal.bar(f"{split}: information", len(subset)) as bar:
-        aggregate = aggregate_posterior(model, subset, seed, bar.count)
+    subset, queries = batches.first(settings.task.mi_images), settings.task.mi_queries
+    pairs = len(subset) * min(queries or len(subset), len(subset))
+    with terminal.bar(f"{split}: information", pairs) as bar:
+        aggregate = aggregate_posterior(model, subset, seed, bar.count, queries)
     probes = measure_probes(model, settings, batches, job)
     content = report_content(score, ablated, aggregate, probes)
     drawings = draw(model, score, content, aggregate, batches, seed)

@@ -147,6 +147,7 @@ class ReportContent(ScoreRecord, frozen=True):
     thresholds: list[float]
     epsilons: list[float]
     information_images: int
+    information_queries: int  # whose latents were looked up among these
     information_ceiling: float
     top_kept: list[Ablation]  # the top 0, 1, …, all layers
     layers: list[LayerReport]
@@ -172,6 +173,7 @@ def report_content(
         thresholds=THRESHOLDS,
         epsilons=EPSILONS,
         information_images=aggregate.images,
+        information_queries=aggregate.queries,
         information_ceiling=aggregate.ceiling,
         top_kept=[
             ablations[mask].model_copy(update={"kept": sum(mask)})

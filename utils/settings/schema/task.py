@@ -40,6 +40,7 @@ class TrainTask(EvaluationTask):
     estimators: Estimators
     report: bool
     mi_images: InformationImages
+    mi_queries: NumImages = None  # earlier versions took all
     probe_images: ProbeImages = 1000  # earlier versions had no probes
 
 
@@ -61,6 +62,7 @@ class ReportTask(EvaluationTask):
     num_images: NumImages
     estimators: Estimators
     mi_images: InformationImages
+    mi_queries: NumImages = None  # earlier versions took all
     probe_images: ProbeImages = 1000  # earlier versions had no probes
     output: Output
 
