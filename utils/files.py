@@ -109,6 +109,19 @@ def copy_file(source: Path, path: Path) -> Path:
         return atomic_write(path, lambda file: shutil.copyfileobj(original, file))
 
 
+def link_file(source: Path, path: Path) -> Path:
+    """A second name for a file that is only ever replaced; a copy where that can't be had."""
+    partial = partial_path(path)
+    make_folder(path.parent)
+    try:
+        os.link(source, partial)
+    except OSError:  # another disk, or one without hard links
+        return copy_file(source, path)
+    os.replace(partial, path)
+    partial.unlink(missing_ok=True)  # where both were the same file, replacing does nothing
+    return path
+
+
 def partial_path(path: Path) -> Path:
     """A name beside `path` that nobody can foresee, for what is to be renamed to it."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")

@@ -250,6 +250,10 @@ def test_an_offline_run_is_uploaded_later_and_seen_to_arrive(server, tmp_path):
     local = only_run(tmp_path)
     identity = json.loads((local / "run.json").read_text())["wandb_id"]
     assert identity not in server.runs
+    # What waits for the upload takes no space: it is the checkpoints under other names.
+    waiting = [p for p in (local / "wandb").rglob("*.pth") if p.stat().st_size > 1e5]
+    kept = {p.stat().st_ino for p in (local / "checkpoints").iterdir()}
+    assert len(waiting) == 3 and {p.stat().st_ino for p in waiting} <= kept
     entity = f"wandb.setup.entity={ENTITY}"
     found = run(server, tmp_path, COMMAND, "task=sync", "run=runs/*", entity, WANDB_ENTITY="")
     assert found.returncode == 0 and f"/{identity}" in found.stdout, found.stderr

@@ -39,6 +39,7 @@ from utils.tracking.wandb_fetch import FetchedRun
 
 log = logging.getLogger("ladder_vae")
 
+OPTIMISATION = ("optimizer", "scheduler", "scaler", "objective")  # two thirds of a checkpoint
 RESULTS = "results"  # .json: the scores; .npz: the per-image values
 
 
@@ -208,6 +209,8 @@ class RunFolder:
             return None
 
         def write(name: str, state: dict) -> None:
+            if name == "best":  # no run goes on from it
+                state = {key: value for key, value in state.items() if key not in OPTIMISATION}
             path = self.save(name, {**state, **constant})
             if path in (self.best, self.last):
                 tracker.checkpoint(name, path, checkpoints.metadata(state))

@@ -3,10 +3,11 @@
 import logging
 import time
 from pathlib import Path
+from secrets import token_hex
 from threading import Thread
 from typing import Any
 
-from utils.files import copy_file
+from utils.files import copy_file, link_file
 from utils.tracking.sinks import METRICS
 from utils.tracking.wandb_client import RUN_CHECKPOINT, TRIES, api, client, md5
 from utils.tracking.wandb_fetch import run_version
@@ -97,9 +98,19 @@ class CheckpointUploads:
             self._verify_file(path)
 
     def _log_artifact(self, alias: str, path: Path, metadata: dict) -> None:
-        """Upload a new version of the artifact, and verify it."""
+        """Upload a new version of the artifact, and verify it; offline it is kept for later."""
+        # A name of its own, which costs no space: the checkpoint's is given to the next one.
+        held = link_file(path, self.folder / "wandb" / "data" / f"{alias}-{token_hex(4)}.pth")
+        try:
+            self._log_file(alias, held, metadata)
+        finally:
+            if not self.run.offline:
+                held.unlink()
+
+    def _log_file(self, alias: str, held: Path, metadata: dict) -> None:
         artifact = client().Artifact(self.name, type="model", metadata=metadata)
-        entry = artifact.add_file(str(path), name=f"{alias}.pth")  # a copy: it may be replaced
+        whole = {"policy": "immutable", "skip_cache": True}  # else the client copies it
+        entry = artifact.add_file(str(held), name=f"{alias}.pth", **whole)
         artifact.metadata.update(md5=entry.digest, bytes=entry.size)
         own_alias = f"{alias}-{self.run.id}"  # runs with the same settings share the artifact
         self.run.log_artifact(artifact, aliases=[alias, own_alias])
@@ -111,10 +122,11 @@ class CheckpointUploads:
             raise OSError(f"W&B has another {self.name}:{own_alias} than it was sent")
 
     def _save_file(self, path: Path, name: str) -> Path:
-        """Copy a file to the run's files, which the client uploads in its own time."""
-        copy = copy_file(path, Path(self.run.dir, name))
-        self.run.save(str(copy), self.run.dir, policy="now")
-        return copy
+        """Put a file among the run's files, which the client uploads in its own time."""
+        put = copy_file if name == METRICS else link_file  # rows are appended to the former
+        file = put(path, Path(self.run.dir, name))
+        self.run.save(str(file), self.run.dir, policy="now")
+        return file
 
     def _verify_file(self, path: Path) -> None:
         """Wait until W&B has a file of the run.
