@@ -17,13 +17,15 @@ class Column:
     """A column's heading and what its figures mean.
 
     text: words, aligned to the left; numbers are aligned to the right. page_only: a detail that the
-    narrow terminal leaves out.
+    terminal leaves out. drop: of a terminal that is too narrow for all, which go first: 1, 2, …; 0
+    always stays.
     """
 
     name: str
     explanation: str = ""
     text: bool = False
     page_only: bool = False
+    drop: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,25 @@ class Table:
     note: str = ""
     folded: bool = False
 
-    def for_terminal(self) -> "Table":
-        """This table without the columns that only a page shows."""
+    def for_terminal(self, width: int) -> "Table":
+        """This table without the columns that only a page shows, and what `width` has no room for.
+
+        width: in characters.
+        """
         kept = [index for index, column in enumerate(self.columns) if not column.page_only]
+        for index in sorted(kept, key=lambda i: self.columns[i].drop):
+            if self.columns[index].drop and self._width(kept) > width:
+                kept.remove(index)
         return replace(
             self,
             columns=[self.columns[index] for index in kept],
             rows=[[row[index] for index in kept] for row in self.rows],
         )
+
+    def _width(self, kept: Sequence[int]) -> int:
+        """Of these columns on the terminal: the longest text of each, two spaces around."""
+        cells = [[self.columns[i].name, *(row[i].text for row in self.rows)] for i in kept]
+        return sum(max(map(len, texts)) for texts in cells) + 2 * (len(kept) + 1)
 
 
 def integer(value: int) -> Cell:

@@ -5,7 +5,7 @@ Names of files, runs and settings may hold anything: what is shown or logged pas
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -102,6 +102,19 @@ class Terminal:
         log.info("%s", text)
         self.console.print(text, markup=False)
 
+    def fields(self, parts: Sequence[tuple[str, int]]) -> None:
+        """Print one line of (text, drop), and log it whole.
+
+        What a terminal's width has no room for is left out, drop 1 first; 0 always stays.
+        """
+        kept = list(parts)
+        if self.console.is_terminal:
+            for part in sorted(parts, key=lambda part: part[1]):
+                if part[1] and len("  ".join(text for text, _ in kept)) > self.console.width:
+                    kept.remove(part)
+        log.info("%s", printable("  ".join(text for text, _ in parts)))
+        self.console.print(printable("  ".join(text for text, _ in kept)), markup=False)
+
     @contextmanager
     def bar(
         self, title: str, total: int, done: int = 0, every: float = SECONDS_BETWEEN_LINES
@@ -137,16 +150,21 @@ class Terminal:
         from rich.text import Text
 
         caption = "\n".join(printable(text) for text in (table.caption, table.note) if text)
-        table = table.for_terminal()
-        header = [printable(column.name) for column in table.columns]
+        log.info("%s", "\n".join([caption, *map("\t".join, _texts(table.for_terminal(10**6)))]))
+        table = table.for_terminal(self.console.width)
         printed = RichTable(
             title=Text(caption), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
         )
+        header, *rows = _texts(table)
         for name, column in zip(header, table.columns, strict=True):
             justify = "left" if column.text else "right"
             printed.add_column(Text(name), justify=justify, overflow="fold")
-        rows = [[printable(cell.text) for cell in row] for row in table.rows]
         for row in rows:
             printed.add_row(*map(Text, row))
-        log.info("%s", "\n".join([caption, *("\t".join(row) for row in (header, *rows))]))
         self.console.print(printed, soft_wrap=False)
+
+
+def _texts(table: Table) -> list[list[str]]:
+    """What it shows: the columns' names, then the cells of each row."""
+    rows = [[cell.text for cell in row] for row in table.rows]
+    return [list(map(printable, row)) for row in ([c.name for c in table.columns], *rows)]

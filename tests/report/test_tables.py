@@ -4,6 +4,8 @@ import logging
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.evaluation.test_record import FULL
 from utils.evaluation.record import ScoreRecord
@@ -28,6 +30,40 @@ def test_the_terminal_leaves_out_details(capsys, caplog):
     assert all(word in output for word in ("caption", "note", "name", "figure", "1.50"))
     assert "detail" not in output and "7 of 9" not in output
     assert caplog.messages == ["caption\nnote\nname\tfigure\na\t1.50"]
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 120, 200])
+def test_a_narrow_terminal_leaves_out_columns_and_breaks_no_words(width, capsys, caplog):
+    record = ScoreRecord.model_validate(FULL)
+    terminal = Terminal()
+    terminal.console.width = width
+    with caplog.at_level(logging.INFO, "ladder_vae"):
+        for table in (score_table(record), layer_table(record)):
+            terminal.table(table)
+            lines = capsys.readouterr().out.splitlines()
+            assert max(map(len, lines)) <= width
+            shown = table.for_terminal(width)
+            first = next(i for i, line in enumerate(lines) if "──" in line)
+            for row, line in zip(shown.rows, lines[first + 1 :], strict=False):
+                assert all(cell.text in line for cell in row)
+            assert len(shown.columns) >= (3 if width < 60 else 5)
+            logged = caplog.messages[-1]
+            assert all(c.name in logged for c in table.columns if not c.page_only)
+    assert len(score_table(record).for_terminal(200).columns) == 9
+
+
+def test_an_epochs_line_leaves_out_figures_in_a_fixed_order(capsys):
+    terminal = Terminal()
+    parts = [("epoch 1", 0), ("left 9", 2), ("(detail)", 1), ("*", 0)]
+    for is_terminal, width, wanted in (
+        (True, 40, "epoch 1  left 9  (detail)  *"),
+        (True, 20, "epoch 1  left 9  *"),
+        (True, 12, "epoch 1  *"),
+        (False, 12, "epoch 1  left 9  (detail)  *"),
+    ):
+        terminal.console._force_terminal, terminal.console.width = is_terminal, width
+        terminal.fields(parts)
+        assert capsys.readouterr().out == wanted + "\n"
 
 
 def test_the_page_has_every_column_and_its_explanation(tmp_path):

@@ -55,8 +55,8 @@ def test_an_epoch_is_recorded_under_its_known_keys():
 def test_an_epoch_without_a_finite_step_has_no_training_means():
     metrics = epoch(Progress(step=5, skipped=5))
     assert not any(f"train/{name}" in metrics.tracker_values() for name in TRAINING)
-    assert metrics.terminal_line(3723.0, improved=False) == (
-        "epoch    3  train nan bits/dim  val 0.5000 bits/dim = 42.00 nats (reconstruction 30.00 + "
+    assert "  ".join(text for text, _ in metrics.terminal_fields(3723.0, improved=False)) == (
+        "epoch    3  train nan  val 0.5000 bits/dim  = 42.00 nats  (reconstruction 30.00 + "
         "KL 12.00)  active 40%  0 images/s  left 1:02:03  skipped 5"
     )
 

@@ -37,6 +37,10 @@ def announce(
         f"batch {batch} = {world} process(es) × {micro_batches} micro-batch(es) × {share}"
         + (f"; started by {job.processes.launcher}" if world > 1 else "")
     )
+    line(
+        "each epoch: training loss, validation bound = reconstruction + KL, the share of latent "
+        "units that are active (they vary with the image), and * where the bound is the lowest"
+    )
     earlier, epochs = settings.train.extended_from, settings.train.max_epochs
     if earlier and progress.epoch <= earlier[-1]:
         rate = trainer.state.optimizer.param_groups[0]["lr"]

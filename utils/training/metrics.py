@@ -56,17 +56,24 @@ class EpochMetrics:
             **self.per_layer,
         }
 
-    def terminal_line(self, seconds_left: float, improved: bool) -> str:
-        """The epoch in one line; an asterisk marks the lowest validation loss so far."""
+    def terminal_fields(self, seconds_left: float, improved: bool) -> list[tuple[str, int]]:
+        """The epoch in one line, for `Terminal.fields`.
+
+        An asterisk marks the lowest validation loss so far.
+        """
         report, training = self.validation, self.training
         hours, seconds = divmod(seconds_left, 3600)
-        return (
-            f"epoch {self.epoch:>4}  train {training.loss if training else math.nan:.4f} bits/dim  "
-            f"val {self.loss:.4f} bits/dim = {report.nelbo:.2f} nats (reconstruction "
-            f"{report.reconstruction:.2f} + KL {sum(report.kl):.2f})  "
-            f"active {self.active_units:.0%}  "
-            f"{training.images_per_second if training else 0.0:,.0f} images/s  "
-            f"left {hours:.0f}:{seconds // 60:02.0f}:{seconds % 60:02.0f}"
-            + (f"  skipped {self.skipped_steps}" if self.skipped_steps else "")
-            + ("  *" if improved else "")
-        )
+        speed = training.images_per_second if training else 0.0
+        parts = [
+            (f"epoch {self.epoch:>4}", 0),
+            (f"train {training.loss if training else math.nan:.4f}", 3),
+            (f"val {self.loss:.4f} bits/dim", 0),
+            (f"= {report.nelbo:.2f} nats", 4),
+            (f"(reconstruction {report.reconstruction:.2f} + KL {sum(report.kl):.2f})", 1),
+            (f"active {self.active_units:.0%}", 5),
+            (f"{speed:,.0f} images/s", 2),
+            (f"left {hours:.0f}:{seconds // 60:02.0f}:{seconds % 60:02.0f}", 6),
+        ]
+        if self.skipped_steps:
+            parts.append((f"skipped {self.skipped_steps}", 0))
+        return [*parts, ("*", 0)] if improved else parts

@@ -245,7 +245,7 @@ class Trainer:
         )
         self.tracker.log(metrics.tracker_values(), epoch=metrics.epoch, step=metrics.step)
         seconds_left = (self.settings.max_epochs - metrics.epoch) * progress.seconds
-        self.terminal.line(metrics.terminal_line(seconds_left, loss < progress.best))
+        self.terminal.fields(metrics.terminal_fields(seconds_left, loss < progress.best))
 
     def _draw(self, collapse: Collapse) -> None:
         epoch, step = self.progress.epoch, self.progress.step
