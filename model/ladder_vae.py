@@ -281,9 +281,14 @@ class LadderVAE(LatentAccess, Part):
         return self.decoder.latent_shapes
 
     @property
+    def has_context(self) -> bool:
+        """Whether there is one, as layer 0."""
+        return self.decoder.num_top > 0
+
+    @property
     def layer_names(self) -> list[str]:
         """Their numbers from the top; the context's is marked."""
-        top = ["0 (context)"] if self.decoder.num_top else ["0"]
+        top = ["0 (context)"] if self.has_context else ["0"]
         return top + [str(layer) for layer in range(1, self.num_latents)]
 
     def valid_latent(self, layer: int, z: Tensor) -> Tensor:

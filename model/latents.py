@@ -35,6 +35,14 @@ class LatentAccess:
     """
 
     latent_shapes: Sequence[tuple[int, ...]]
+    has_context = False  # whether the top latent is a deterministic summary of the image
+    takes_means = True  # whether latents can be the means of their distributions
+    any_temperature = True  # whether its draws can have any temperature
+
+    @property
+    def num_latents(self) -> int:
+        """Layers."""
+        return len(self.latent_shapes)
 
     @torch.no_grad()
     def latents(

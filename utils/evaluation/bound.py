@@ -116,7 +116,7 @@ def estimate_nll(
         estimator=named(estimator).name,
         num_samples=num_samples,
         prior_samples=prior_samples if samples_prior and model.uses_paths else None,
-        per_context=per_context if samples_prior and model.decoder.num_top else None,
+        per_context=per_context if samples_prior and model.has_context else None,
         nll=mean,
         nll_se=error,
         ess=ess.mean().item(),

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from datasets.loaders import EvaluationBatches
+from model.latents import LatentAccess
 from model.noise import Noise, NoisePurpose
 from utils.processes import collectives
 
@@ -65,11 +66,16 @@ class Score:
 
 @torch.no_grad()
 def layered_bounds(
-    model, batches: EvaluationBatches, seed: int, samples: int, tick: Callable[[int], None]
+    model: LatentAccess,
+    batches: EvaluationBatches,
+    seed: int,
+    samples: int,
+    tick: Callable[[int], None],
 ) -> dict[str, Tensor]:
     """By prior, L>k in nats for k = 0 (L itself) … L: (N, layers + 1), means over `samples`."""
     model.eval()
     layers = model.num_latents
+    temperatures = list(PRIORS.values()) if model.takes_means else [PRIORS["sample"]]
     ids, rows = [], []
     for batch in batches:
         total = 0.0
@@ -77,7 +83,7 @@ def layered_bounds(
             keys = (batch.ids, seed, NoisePurpose.FOREIGN, sample)
             bounds = [
                 _bound(model, batch.x, layers - k, temperature, Noise.keyed(*keys))
-                for temperature in PRIORS.values()
+                for temperature in temperatures
                 for k in range(bool(temperature < 1.0), layers + 1)  # L is the same for both
             ]
             total = total + torch.stack(bounds, 1)
@@ -86,10 +92,12 @@ def layered_bounds(
         tick(len(batch.ids))
     table = collectives.by_image(ids, rows, len(batches.images))
     sampled, others = table[:, : layers + 1], table[:, layers + 1 :]
+    if not model.takes_means:
+        return {"sample": sampled}
     return {"sample": sampled, "mode": torch.cat([sampled[:, :1], others], 1)}
 
 
-def _bound(model, x: Tensor, kept: int, temperature: float, noise: Noise) -> Tensor:
+def _bound(model: LatentAccess, x: Tensor, kept: int, temperature: float, noise: Noise) -> Tensor:
     """L with the top `kept` layers inferred: (B,) nats, float64."""
     keep = [layer < kept for layer in range(model.num_latents)]
     output = model.infer(x, keep, noise=noise, prior_temperature=temperature)
@@ -107,7 +115,7 @@ def complexity(images: Tensor) -> Tensor:
 
 
 def score_both(
-    model,
+    model: LatentAccess,
     batches: Sequence[EvaluationBatches],
     seed: int,
     samples: int,
@@ -120,7 +128,7 @@ def score_both(
     inside, outside = (layered_bounds(model, each, seed, samples, tick) for each in batches)
     found = [Score("PNG bits", *(complexity(each.images.cpu()) for each in batches))]
     found.append(Score("−ELBO", -inside["sample"][:, 0], -outside["sample"][:, 0]))
-    for prior in PRIORS:
+    for prior in inside:
         ratios = [bounds[prior][:, :1] - bounds[prior] for bounds in (inside, outside)]
         for k in range(1, ratios[0].shape[1]):
             pair = (ratio[:, k] for ratio in ratios)

@@ -128,7 +128,7 @@ def untrained_like(model: LadderVAE, settings: Settings) -> LadderVAE:
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.train.seed)
         other = build_model(settings)
-    if model.decoder.num_top:
+    if model.has_context:
         other.decoder.context.load_state_dict(model.decoder.context.state_dict())
     return other.to_device(model.device).eval()
 

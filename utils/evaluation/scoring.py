@@ -91,7 +91,7 @@ def score(
         protocol=PROTOCOL[settings.model.likelihood],
         conditions=conditions(settings.task),
         dims=math.prod(model.image_shape),
-        context=model.decoder.num_top == 1,
+        context=model.has_context,
         bound=collapse.report(),
         active_by_threshold=[
             sum(units.active(threshold)[0] for units in collapse.layers) for threshold in THRESHOLDS

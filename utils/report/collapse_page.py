@@ -57,7 +57,7 @@ def sections(
         _ablation_section(content, drawings),
         _images_section(content, drawings),
         probes_section(content),
-        _information_section(content, drawings),
+        *([_information_section(content, drawings)] if content.information_images else []),
         Section("Pictures", drawings=_pick(drawings, _PICTURES)),
     ]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
+from model.latents import LatentAccess
 from utils.evaluation.collapse import Z_95
 from utils.evaluation.information import Aggregate, aggregate_posterior, interventions
 from utils.evaluation.probes import Probes, probe, untrained_like
@@ -23,6 +24,7 @@ from utils.report.drawing import Drawing, save
 from utils.report.page import write_page
 from utils.report.run_figures import PICTURED
 from utils.settings.schema import Settings
+from utils.terminal import Terminal
 
 
 def write_report(
@@ -47,7 +49,21 @@ def write_report(
     with terminal.bar(f"{split}: information", pairs) as bar:
         aggregate = aggregate_posterior(model, subset, seed, bar.count, queries)
     probes = measure_probes(model, settings, batches, job)
-    content = report_content(score, ablated, aggregate, probes)
+    content = report_content(score, ablated, aggregate, probes, model.layer_names)
+    return write_pages(model, score, content, aggregate, batches, folder, seed, terminal)
+
+
+def write_pages(
+    model: LatentAccess,
+    score: Score,
+    content: ReportContent,
+    aggregate: Aggregate | None,
+    batches: EvaluationBatches,
+    folder: Path,
+    seed: int,
+    terminal: Terminal,
+) -> list[Path]:
+    """The drawings, report.json and report.html; returns the PNG files' paths."""
     drawings = draw(model, score, content, aggregate, batches, seed)
     paths = [save(drawing, folder) for drawing in drawings.values()]
     write_json(folder / "report.json", content.to_json())
@@ -75,10 +91,10 @@ def measure_probes(
 
 
 def draw(
-    model: LadderVAE,
+    model: LatentAccess,
     score: Score,
     content: ReportContent,
-    aggregate: Aggregate,
+    aggregate: Aggregate | None,
     batches: EvaluationBatches,
     seed: int,
 ) -> dict[str, Drawing]:
@@ -96,10 +112,10 @@ def draw(
         plots.draw_kl_maps(units, content.context),
         plots.draw_interventions(content.top_kept, [layer.without for layer in content.layers]),
         plots.draw_rate_distortion(content.top_kept),
-        plots.draw_information(aggregate, kl),
-        plots.draw_aggregates(aggregate),
+        aggregate and plots.draw_information(aggregate, kl),
+        aggregate and plots.draw_aggregates(aggregate),
         *pictures.draw_model(model, x, seed),
-        pictures.draw_traversals(model, x, units),
+        pictures.draw_traversals(model, x, units) if model.any_temperature else None,
         pictures.draw_ranked(*images_by_kl(content, batches)),
     ]
     return {drawing.name: drawing for drawing in drawings if drawing}

@@ -77,6 +77,7 @@ class LayerReport(BaseModel, frozen=True):
     """What one layer carries; layer 0 is the top."""
 
     layer: int
+    name: str  # its number, marked if it is the context
     context: bool
     shape: list[int]
     units: int
@@ -92,19 +93,15 @@ class LayerReport(BaseModel, frozen=True):
     mixed: int  # units whose KL is under EPSILON for some images only
     by_image: RankedImages
     without: Ablation  # this layer drawn from its prior
-    information: Estimate  # of this layer and those above, in nats
-    information_added: Estimate  # of this layer, given those above
+    # None where densities cannot be asked for: of somebody else's model
+    information: Estimate | None  # of this layer and those above, in nats
+    information_added: Estimate | None  # of this layer, given those above
     saturated: bool
     residual: Estimate | None
-    histogram: Histogram
+    histogram: Histogram | None
     active_by_threshold: list[tuple[int, int, int]]
     collapsed_by_epsilon: list[int]
     per_unit: UnitFigures
-
-    @property
-    def name(self) -> str:
-        """The layer's number, marked if it is the context."""
-        return f"{self.layer}{' (context)' if self.context else ''}"
 
     @property
     def passive(self) -> bool:
@@ -158,10 +155,14 @@ class ReportContent(ScoreRecord, frozen=True):
 def report_content(
     score: Score,
     interventions: dict[tuple[bool, ...], Intervention],
-    aggregate: Aggregate,
+    aggregate: Aggregate | None,
     probes: Probes | str,
+    names: Sequence[str],
 ) -> ReportContent:
-    """Every figure of the report from what was measured; probes: or why there are none."""
+    """Every figure of the report from what was measured.
+
+    probes: or why there are none. names: of the layers.
+    """
     whole = interventions[(True,) * len(score.collapse.layers)].nelbo
     ablations = {mask: _ablation(one, whole) for mask, one in interventions.items()}
     count = len(score.collapse.layers)
@@ -172,29 +173,32 @@ def report_content(
         delta=DELTA,
         thresholds=THRESHOLDS,
         epsilons=EPSILONS,
-        information_images=aggregate.images,
-        information_queries=aggregate.queries,
-        information_ceiling=aggregate.ceiling,
+        information_images=aggregate.images if aggregate else 0,
+        information_queries=aggregate.queries if aggregate else 0,
+        information_ceiling=aggregate.ceiling if aggregate else 0.0,
         top_kept=[
             ablations[mask].model_copy(update={"kept": sum(mask)})
             for mask in layer_masks(count)[: count + 1]
         ],
-        layers=_layer_reports(score, ablations, aggregate),
+        layers=_layer_reports(score, ablations, aggregate, names),
         probes=None if isinstance(probes, str) else probes,
         without_probes=probes if isinstance(probes, str) else None,
     )
 
 
 def _layer_reports(
-    score: Score, ablations: dict[tuple[bool, ...], Ablation], aggregate: Aggregate
+    score: Score,
+    ablations: dict[tuple[bool, ...], Ablation],
+    aggregate: Aggregate | None,
+    names: Sequence[str],
 ) -> list[LayerReport]:
     record, bound, layers = score.record, score.record.bound, score.collapse.layers
     per_unit, shares, reports = _unit_figures(layers), bound.kl_share, []
     for layer, units in enumerate(layers):
-        residual = aggregate.residual[layer]
         reports.append(
             LayerReport(
                 layer=layer,
+                name=names[layer],
                 context=record.context and layer == 0,
                 shape=list(units.shape),
                 units=bound.elements[layer],
@@ -210,11 +214,11 @@ def _layer_reports(
                 mixed=units.mixed(EPSILONS.index(EPSILON)),
                 by_image=_ranked(score.collapse.kl[:, layer]),
                 without=ablations[tuple(other != layer for other in range(len(layers)))],
-                information=_estimate(aggregate.information[layer]),
-                information_added=_estimate(aggregate.added[layer]),
-                saturated=aggregate.saturated(layer),
-                residual=residual and _estimate(residual),
-                histogram=aggregate.histograms[layer],
+                information=_of_layer(aggregate and aggregate.information, layer),
+                information_added=_of_layer(aggregate and aggregate.added, layer),
+                saturated=aggregate is not None and aggregate.saturated(layer),
+                residual=_of_layer(aggregate and aggregate.residual, layer),
+                histogram=aggregate and aggregate.histograms[layer],
                 active_by_threshold=[units.active(threshold) for threshold in THRESHOLDS],
                 collapsed_by_epsilon=[units.collapsed(index) for index in range(len(EPSILONS))],
                 per_unit=per_unit[layer],
@@ -279,5 +283,7 @@ def _six_digits(values: Tensor) -> list[float]:
     return [float(f"{value:.6g}") for value in values.tolist()]
 
 
-def _estimate(pair: tuple[float, float]) -> Estimate:
-    return Estimate(value=pair[0], se=pair[1])
+def _of_layer(pairs: Sequence[tuple[float, float] | None] | None, layer: int) -> Estimate | None:
+    """A layer's (mean, standard error), where there is one."""
+    pair = pairs and pairs[layer]
+    return Estimate(value=pair[0], se=pair[1]) if pair else None

@@ -24,12 +24,12 @@ TRAVERSED, PER_LAYER, STEPS, REACH = 8, 2, 9, 3.0  # units, units per layer, val
 def draw_model(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing]:
     """All pictures of a model; x (B, C, H, W): the images to reconstruct."""
     model.eval()
-    drawings = [
-        draw_samples(model, seed),
-        draw_fixed_top(model, seed),
-        *draw_reconstructions(model, x, seed),
-    ]
-    if model.decoder.num_top and model.decoder.context_prior.uses_paths:
+    temperatures = TEMPERATURES if model.any_temperature else (1.0,)
+    drawings = [draw_samples(model, seed, temperatures=temperatures)]
+    if model.any_temperature:
+        drawings.append(draw_fixed_top(model, seed))
+    drawings += draw_reconstructions(model, x, seed)
+    if model.has_context and model.decoder.context_prior.uses_paths:
         drawings.append(draw_diffusion(model, x, seed))
     return drawings
 
@@ -81,7 +81,7 @@ def draw_reconstructions(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing
     rows = [("x", x)] + [(f"top {k} kept", reconstruct(k)) for k in spread(len(values))]
     title = f"Top k of {len(values)} latents from the posterior, the rest from the prior"
     drawings.append(image_rows("reconstructions_top", title, rows))
-    if model.decoder.num_top:
+    if model.has_context:
         rows = [("x", x), ("context", model.decoder.context.render(values[0]))]
         numbers = " × ".join(map(str, values[0].shape[1:]))
         title = f"The context in image space ({numbers} numbers)"
