@@ -38,16 +38,8 @@ from utils.settings.build import build_model, build_objective, build_optimizer, 
 from utils.settings.command_line import Command
 from utils.settings.images import evaluation_batches, splits_of, train_batches
 from utils.settings.threads import use_threads
-from utils.tasks.check_data import check_data
 from utils.tasks.command import run_command, run_job
-from utils.tasks.compare import compare
-from utils.tasks.encode import encode
-from utils.tasks.interpolate import interpolate
-from utils.tasks.ood import ood
-from utils.tasks.reconstruct import reconstruct
-from utils.tasks.sample import sample
-from utils.tasks.sync import sync
-from utils.tasks.test import report, test
+from utils.tasks.table import TASKS
 from utils.tracking.tracker import open_tracker
 from utils.training.announce import announce
 from utils.training.memory import check_memory
@@ -117,25 +109,10 @@ def train(command: Command, processes: Processes) -> None:
         conclude(best, settings, held_out, folder, tracker, job, quality, draw_figures, now)
 
 
-TASKS = (
-    train,
-    test,
-    report,
-    compare,
-    sample,
-    reconstruct,
-    encode,
-    interpolate,
-    ood,
-    sync,
-    check_data,
-)
-
-
 @hydra.main(version_base="1.3", config_path="configs", config_name="defaults")
 def job(composed: DictConfig) -> None:
     """One job of the command, as Hydra has composed it."""
-    run_job(composed, {task.__name__: task for task in TASKS})
+    run_job(composed, {"train": train, **TASKS})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model import LadderVAE
 from utils.errors import ConfigError
-from utils.runs import published
+from utils.runs import exported, published
 from utils.runs.checkpoints import download_cache, is_own, read
 from utils.runs.tensors import check_weights, named_tensors
 from utils.settings.build import build_model, build_without_numbers
@@ -34,10 +34,11 @@ def load_model(
 ) -> tuple[LadderVAE, DictConfig]:
     """A trained model in eval mode, with the averaged weights where there are any, and its config.
 
-    source: a checkpoint of this project, a run's folder (its best one), a file published for
-    arXiv 2302.09976, a W&B run `entity/project/run_id` (its best one, else the last) or artifact
-    `entity/project/name:alias`. overrides: as on the command line. A published file carries no
-    settings: it needs `["experiment=mnist_dct_ladder", …]`. One of ours needs none;
+    source: a checkpoint of this project, a run's folder (its best one), an exported folder or
+    `hf://org/name@revision`, a file published for arXiv 2302.09976, a W&B run
+    `entity/project/run_id` (its best one, else the last) or artifact `entity/project/name:alias`.
+    overrides: as on the command line. A published file carries no settings: it needs
+    `["experiment=mnist_dct_ladder", …]`. One of ours needs none;
     `model.is_k=100`, `dataset.root=…` or `dataset=…` change what evaluation uses. Code outside this
     project that its settings name (a `_target_` of your own) is only called where the overrides or
     a file in configs/ name it too. Nothing else in the file is run, read or followed. trainable:
@@ -68,23 +69,23 @@ def load(
     Raises:
         ValueError: as `load_model`.
     """
-    content, source = read(path, unsafe), f"checkpoint={path}"
-    if published.is_published(content):
+    loaded, source = content(path, "checkpoint", unsafe), f"checkpoint={path}"
+    if published.is_published(loaded):
         if not any(item.startswith(("experiment=", "name=")) for item in overrides):
             raise ConfigError(
                 f"{source} has the published format, which holds no settings: add the experiment "
                 "it was trained by, as in experiment=mnist_dct_ladder."
             )
         settings = composed_settings(compose(list(overrides)))
-    elif is_own(content, source):
-        recorded = content.get("config")
+    elif is_own(loaded, source):
+        recorded = loaded.get("config")
         settings = recorded_settings(recorded, overrides, source, trusted, replaced)
     else:
         raise ValueError(
             f"{source} is neither one of this project's nor a published one: name another."
         )
     remedy = "leave out the overrides of model.…"
-    weights = _weights_for(build_without_numbers(settings), content, source, remedy)
+    weights = _weights_for(build_without_numbers(settings), loaded, source, remedy)
     model = build_model(settings)
     model.load_state_dict(weights)
     return model.to_device(device).eval(), settings
@@ -103,11 +104,11 @@ def initialise(model: LadderVAE, path: Path) -> None:
     Raises:
         ValueError: one sentence, if it is of another one, or cannot be read.
     """
-    content, source = read(path, setting="train.init_from"), f"train.init_from={path}"
-    if not published.is_published(content) and not is_own(content, source):
+    loaded, source = content(path, "train.init_from"), f"train.init_from={path}"
+    if not published.is_published(loaded) and not is_own(loaded, source):
         raise ValueError(f"{source} is no checkpoint of a model: name another.")
     remedy = "use the settings it was trained with"
-    model.load_state_dict(_weights_for(model, content, source, remedy))
+    model.load_state_dict(_weights_for(model, loaded, source, remedy))
 
 
 def locate(source: str | Path, runs_dir: str | Path = "runs") -> Path:
@@ -118,7 +119,11 @@ def locate(source: str | Path, runs_dir: str | Path = "runs") -> Path:
     Raises:
         ValueError: if W&B hasn't got it.
     """
+    if exported.is_on_hub(str(source)):
+        return exported.fetch_from_hub(str(source)) / exported.WEIGHTS
     path = Path(source).expanduser()
+    if exported.is_exported(path):
+        return path / exported.WEIGHTS if path.is_dir() else path
     if is_remote(source):
         local = sorted(Path(runs_dir).glob("*/checkpoints/*.pth"))
         return fetch(str(source), download_cache(), local)
@@ -127,13 +132,25 @@ def locate(source: str | Path, runs_dir: str | Path = "runs") -> Path:
 
 def output_folder(source: str | Path, runs_dir: str) -> Path:
     """Where results about a checkpoint go: its run's folder, or one of its own in runs_dir."""
-    if is_remote(source):
-        return Path(runs_dir, str(source).replace("/", "-").replace(":", "-")).absolute()
+    if is_remote(source) or exported.is_on_hub(str(source)):
+        name = str(source).removeprefix("hf://").replace("@", "-")
+        return Path(runs_dir, name.replace("/", "-").replace(":", "-")).absolute()
+    path = Path(source).expanduser()
+    if exported.is_exported(path):
+        folder = path if path.is_dir() else path.parent
+        return Path(runs_dir, folder.resolve().name).absolute()
     path = locate(source).absolute()
     run = path.parent.parent
     if any((run / name).exists() for name in ("config.yaml", "run.json")):
         return run.resolve() if run.is_symlink() else run
     return Path(runs_dir, path.stem).absolute()
+
+
+def content(path: Path, setting: str = "checkpoint", unsafe: bool = False) -> dict:
+    """What is in a checkpoint or an exported model."""
+    if exported.is_exported(path):
+        return exported.read_model(path, setting)
+    return read(path, unsafe, setting)
 
 
 def _weights_for(model: LadderVAE, content: dict, source: str, remedy: str) -> dict[str, Tensor]:

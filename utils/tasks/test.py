@@ -18,9 +18,13 @@ def test(command: Command, processes: Processes) -> None:
 
 def report(command: Command, processes: Processes) -> None:
     """The scores, and the collapse report in its own folder beside them: each split has one."""
+    report_on(Trained.named(command, processes))
+
+
+def report_on(trained: Trained) -> None:
+    """`report` of a model that is loaded."""
     from utils.report.collapse_report import write_report  # matplotlib takes a second
 
-    trained = Trained.named(command, processes)
     found, batches = _score(trained)
     split = trained.settings.task.split
     folder = trained.output / ("report" if split == "test" else f"report_{split}")

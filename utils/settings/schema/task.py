@@ -12,6 +12,7 @@ from utils.settings.schema.types import Count, Group, Seed, Text
 
 Split = Literal["train", "validation", "test"]
 NumImages = Count | None
+LICENSE = r"^[a-z0-9][a-z0-9.-]{0,40}$"  # as the Hub names them
 Output = Annotated[Text, Wanted("a folder")] | None
 Estimators = list[Annotated[Text, Wanted(f"one of {', '.join(ESTIMATORS)}")]]
 Layers = (
@@ -64,6 +65,20 @@ class ReportTask(EvaluationTask):
     mi_images: InformationImages
     mi_queries: NumImages = None  # earlier versions took all
     probe_images: ProbeImages = 1000  # earlier versions had no probes
+    output: Output
+
+
+class ExportTask(EvaluationTask):
+    """task=export."""
+
+    name: Literal["export"]
+    split: Split
+    num_images: NumImages
+    estimators: Estimators
+    mi_images: InformationImages
+    mi_queries: NumImages
+    probe_images: ProbeImages
+    license: Annotated[str, Field(pattern=LICENSE), Wanted("as in mit or cc-by-4.0")]
     output: Output
 
 
@@ -145,6 +160,7 @@ Task = Union[  # noqa: UP007  a discriminated union is built of these
     TrainTask,
     ScoreTask,
     ReportTask,
+    ExportTask,
     CompareTask,
     SampleTask,
     ReconstructTask,

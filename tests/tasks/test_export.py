@@ -1,0 +1,169 @@
+"""An exported folder holds all that using the model takes, and is trusted no more than a file."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from tests.commands import OWN_DATA, call, environment, only_run
+from tests.conftest import ROOT
+from utils.checkpoint import load_model
+from utils.files import sha256, write_json
+from utils.runs.exported import CONFIG, WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    """A trained run's best model, exported."""
+    output = tmp_path_factory.mktemp("exported") / "digits"
+    run = only_run(trained[0])
+    call(trained[0], "task=export", f"checkpoint={run}", OWN_DATA, f"task.output={output}")
+    return output
+
+
+def test_it_gives_the_scores_of_the_run_elsewhere(trained, folder, tmp_path):
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    call(tmp_path, "task=test", f"checkpoint={moved}", OWN_DATA)
+    found = json.loads((tmp_path / "runs" / "moved" / "test_scores.json").read_text())
+    first = json.loads((only_run(trained[0]) / "results.json").read_text())
+    assert found["likelihoods"] == first["likelihoods"] and found["bound"] == first["bound"]
+    shared = json.loads((folder / "results.json").read_text())
+    assert shared["bound"] == first["bound"] and (folder / "report" / "report.html").exists()
+    for name in ("README.md", CONFIG, "results.json"):  # no place of this machine is named
+        assert str(trained[0]) not in (folder / name).read_text()
+
+
+def test_its_card_is_one_that_the_hub_reads(folder):
+    card = ModelCard.load(folder / "README.md")
+    first = json.loads((folder / "results.json").read_text())
+    assert (card.data.license, card.data.library_name) == ("mit", "dct-ladder-vae")
+    results = {result.metric_name: result for result in card.data.eval_results}
+    nll = first["likelihoods"][0]
+    named = f"−log p(x) (nats per image; iwae, K = {nll['num_samples']}, bound)"
+    assert results[named].metric_value == pytest.approx(nll["nll"], abs=1e-5)
+    assert results[named].dataset_split == "test"
+
+
+def test_a_folder_that_is_there_is_not_touched(trained, folder):
+    run = only_run(trained[0])
+    found = call(trained[0], "task=export", f"checkpoint={run}", f"task.output={folder}", status=1)
+    assert "is there already: name a new folder" in found.stderr
+    found = call(trained[0], "task=export", f"checkpoint={run}", status=1)
+    assert "task.output=None is not set" in found.stderr
+
+
+def altered_weights(folder):
+    weights = load_file(folder / WEIGHTS)
+    next(iter(weights.values())).add_(1.0)
+    save_file(weights, folder / WEIGHTS)
+
+
+def with_digest(folder):
+    """Whoever changes the weights can change the digest."""
+    record = json.loads((folder / CONFIG).read_text())
+    write_json(folder / CONFIG, {**record, "weights_sha256": sha256(folder / WEIGHTS)})
+
+
+def nan_weights(folder):
+    weights = load_file(folder / WEIGHTS)
+    next(t for t in weights.values() if t.is_floating_point()).fill_(torch.nan)
+    save_file(weights, folder / WEIGHTS)
+    with_digest(folder)
+
+
+def fewer_weights(folder):
+    weights = load_file(folder / WEIGHTS)
+    del weights[next(iter(weights))]
+    save_file(weights, folder / WEIGHTS)
+    with_digest(folder)
+
+
+class Planted:
+    def __reduce__(self):
+        return (os.system, ("touch planted",))
+
+
+def a_pickle(folder):
+    (folder / WEIGHTS).write_bytes(pickle.dumps(Planted()))
+    with_digest(folder)
+
+
+def interpolated(folder):
+    record = json.loads((folder / CONFIG).read_text())
+    record["config"]["name"] = "${oc.env:HOME}"
+    write_json(folder / CONFIG, record)
+
+
+def a_class(folder):
+    record = json.loads((folder / CONFIG).read_text())
+    record["config"]["model"]["encoder"]["_target_"] = "os.system"
+    write_json(folder / CONFIG, record)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (altered_weights, "other weights than config.json names"),
+        (nan_weights, "NaN or infinite"),
+        (fewer_weights, "another architecture .*it lacks"),
+        (a_pickle, "is damaged"),
+        (interpolated, r"\$\{"),
+        (a_class, "os.system"),
+        (lambda folder: (folder / CONFIG).unlink(), f"has no {CONFIG}"),
+        (lambda folder: (folder / CONFIG).write_text("{"), "is not a whole JSON file"),
+        (lambda folder: (folder / CONFIG).write_text(" " * 2_000_000), "too large"),
+        (lambda folder: os.truncate(folder / WEIGHTS, 1000), "other weights"),
+    ],
+)
+def test_what_was_altered_is_refused(folder, tmp_path, monkeypatch, change, told):
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    change(copy)
+    with pytest.raises(ValueError, match=told):
+        load_model(copy, [OWN_DATA])
+    assert not (tmp_path / "planted").exists()
+
+
+HUB = """
+import sys
+from utils.checkpoint import load_model
+for source in sys.argv[2:]:
+    try:
+        model, config = load_model(source, [sys.argv[1]])
+        print(config.name, model.num_latents)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_the_hub_s_client_fetches(folder, tmp_path):
+    """From its cache, as on a machine without a network."""
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "pytorch_model.bin").write_bytes(pickle.dumps(Planted()))
+    for name, files in (("digits", folder), ("pickled", pickled)):
+        repository = tmp_path / "cache" / f"models--org--{name}"
+        (repository / "refs").mkdir(parents=True)
+        for revision in ("main", "v1"):
+            (repository / "refs" / revision).write_text("a" * 40)
+        shutil.copytree(files, repository / "snapshots" / ("a" * 40))
+    told = {
+        "hf://org/digits": "digits_dct_ladder 7",
+        "hf://org/digits@v1": "digits_dct_ladder 7",
+        "hf://org/pickled": "holds no model.safetensors",
+        "hf://org/nothing": "could not be fetched",
+        "hf://digits": "use hf://org/name@revision",
+    }
+    own = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache")}
+    variables = {**environment(tmp_path), **own, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HUB, OWN_DATA, *told]
+    found = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    for line, wanted in zip(found.stdout.splitlines(), told.values(), strict=True):
+        assert wanted in line

@@ -1,0 +1,97 @@
+"""task=export: a model as a folder to share, which checkpoint=DIR loads."""
+
+import copy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from secrets import token_hex
+
+from utils import checkpoint
+from utils.checkpoint import output_folder
+from utils.errors import ConfigError
+from utils.evaluation.record import ScoreRecord
+from utils.files import PARTIAL, explained, file_digest, write_json
+from utils.processes.collectives import agree
+from utils.processes.launch import Processes
+from utils.report.model_card import model_card
+from utils.runs import exported
+from utils.runs.folder import RESULTS
+from utils.settings.command_line import Command
+from utils.settings.identity import without_secrets
+from utils.settings.schema import Settings
+from utils.tasks.test import report_on
+from utils.tasks.trained import Trained
+
+PLACES = {  # of the machine that trained, which are nobody else's
+    "dataset": {"root": "data", "cache": None},
+    "train": {"resume_id": None, "init_from": None, "fid_weights": None, "device": "auto"},
+    "wandb": {"notes": None, "tags": []},
+}
+
+
+def export(command: Command, processes: Processes) -> None:
+    """model.safetensors, config.json, results.json, report/ and README.md in a new folder.
+
+    Scores and report are the run's own; where it has none of this checkpoint, they are made first.
+
+    Raises:
+        ConfigError: if the folder is not named, or there already.
+    """
+    target = Path(command.task.output or "").absolute()
+    if command.task.output is None or target.exists():
+        trouble = "is not set" if command.task.output is None else "is there already"
+        raise ConfigError(f"task.output={command.task.output} {trouble}: name a new folder.")
+    trained = Trained.named(command, processes)
+    folder = output_folder(command.value("checkpoint"), command.value("runs_dir"))
+    trained = replace(trained, output=folder)
+    scores = _scores_of(trained)
+    if any(agree(scores is None)):
+        report_on(trained)
+        scores = _scores_of(trained)
+    if trained.job.is_main:
+        partial = target.with_name(f"{target.name}.{token_hex(4)}{PARTIAL}")
+        try:
+            _write(trained, scores, partial)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    trained.job.terminal.line(f"{target} is the exported model: checkpoint={target} loads it")
+
+
+def _scores_of(trained: Trained) -> Path | None:
+    """The file with this checkpoint's scores on the split, if it is there."""
+    split, digest = trained.settings.task.split, file_digest(trained.file)
+    for stem in (RESULTS, f"{split}_scores"):
+        path = trained.output / f"{stem}.json"
+        if path.exists():
+            record = ScoreRecord.read(path)
+            if (record.split, record.checkpoint_digest) == (split, digest):
+                return path
+    return None
+
+
+def _write(trained: Trained, scores: Path, folder: Path) -> None:
+    """The folder's files; the model card last."""
+    record, settings = ScoreRecord.read(scores), public_settings(trained.settings)
+    content = checkpoint.content(trained.file)
+    progress = content.get("progress") or {}
+    with explained(folder):
+        folder.mkdir(parents=True)
+        exported.write_model(folder, trained.model.state_dict(), settings, progress)
+        public = record.model_copy(update={"config": settings, "checkpoint": exported.WEIGHTS})
+        write_json(folder / exported.RESULTS, public.to_json())
+        report = scores.parent / ("report" if record.split == "test" else f"report_{record.split}")
+        if report.is_dir():
+            shutil.copytree(report, folder / "report")
+        license = trained.settings.task.license
+        card = model_card(public, progress.get("epoch"), license, report.is_dir())
+        (folder / exported.CARD).write_text(card, encoding="utf-8")
+
+
+def public_settings(settings: Settings) -> dict:
+    """The settings without secrets, and without what belongs to the machine that trained."""
+    plain = copy.deepcopy(without_secrets(settings))
+    for group, values in PLACES.items():
+        plain[group] |= {key: value for key, value in values.items() if key in plain[group]}
+    plain["wandb"]["setup"]["entity"] = None
+    return {**plain, "checkpoint": None, "run": None, "runs": [], "runs_dir": "runs"}
