@@ -291,6 +291,6 @@ def test_pages_name_only_settings_and_files_that_exist(page):
     for key in re.findall(r"`([a-z_]+\.[\w.]+)(?:=[^`]*)?`", text):
         if key.rpartition(".")[2][:1].isupper() and not key.startswith("train."):
             assert resolve_name(key)  # a class of the project
-        elif key.startswith(prefixes) and not key.endswith(".py"):
+        elif key.startswith(prefixes) and not key.endswith((".py", ".safetensors")):
             known = key in KEYS or any(rule.startswith(key.rstrip(".") + ".") for rule in KEYS)
             assert known, key
