@@ -18,7 +18,7 @@ class Column:
 
     text: words, aligned to the left; numbers are aligned to the right. page_only: a detail that the
     terminal leaves out. drop: of a terminal that is too narrow for all, which go first: 1, 2, …; 0
-    always stays.
+    always stays. unit: of the figures, where the name doesn't say it; for pages.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Column:
     text: bool = False
     page_only: bool = False
     drop: int = 0
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,24 @@ def integer(value: int) -> Cell:
     return Cell(str(value), value)
 
 
+def minus(text: str) -> str:
+    """A number's text with a minus sign, which is as wide as a plus, in place of a hyphen."""
+    return text.replace("-", "−")
+
+
 def number(value: float, digits: int = 2) -> Cell:
     """A number with `digits` decimals."""
-    return Cell(f"{value:.{digits}f}", value)
+    return Cell(minus(f"{value:z.{digits}f}"), value)
+
+
+def signed(value: float, digits: int = 2) -> Cell:
+    """A difference: a number with its sign."""
+    return Cell(minus(f"{value:+z.{digits}f}"), value)
 
 
 def with_error(value: float, error: float, digits: int = 2) -> Cell:
-    """A number ± its error; sorted by the number."""
-    return Cell(f"{value:.{digits}f} ± {error:.{digits}f}", value)
+    """A number ± the half-width of its interval; sorted by the number."""
+    return Cell(minus(f"{value:z.{digits}f} ± {error:.{digits}f}"), value)
 
 
 def share(value: float) -> Cell:

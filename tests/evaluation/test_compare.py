@@ -1,6 +1,7 @@
 """Runs side by side: groups, means over seeds, and intervals of differences that hold."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -8,17 +9,25 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.conftest import compose
+from tests.conftest import ROOT, compose
 from utils.errors import ConfigError
 from utils.evaluation.collapse import THRESHOLDS
-from utils.evaluation.compare import compare
-from utils.evaluation.compared_runs import Group, Run, cached_run, groups, read_run, sources
+from utils.evaluation.compare import _letter, compare
+from utils.evaluation.compared_runs import (
+    DERIVED,
+    Group,
+    Run,
+    cached_run,
+    groups,
+    read_run,
+    sources,
+)
 from utils.evaluation.differences import difference, measures
 from utils.evaluation.record import ScoreRecord
 from utils.files import file_digest, write_arrays, write_json
 from utils.report.comparison import write_comparison
+from utils.report.comparison_plots import draw_comparison
 from utils.report.drawing import vector
-from utils.report.plots import draw_comparison
 from utils.settings.check import check_task
 from utils.terminal import Terminal
 
@@ -211,11 +220,60 @@ def test_per_image_figures_of_another_evaluation_are_not_compared(tmp_path):
 
 def test_names_are_shown_as_they_are():
     names = ["a $x_{$ b", "_hidden", "cost\\$", "b"]  # mathematics, hidden labels to matplotlib
-    curve = [0.5] * len(THRESHOLDS)
-    drawing = draw_comparison({name: [4.0] for name in names}, dict.fromkeys(names, curve))
-    text = vector(drawing)
-    for name in names:
-        assert f">{name}</text>" in text
+    drawing = draw_comparison(compare([run(name, n) for n, name in enumerate(names)]).groups)
+    for narrow in (False, True):
+        text = vector(drawing, narrow)
+        for letter, name in zip("ABCD", names, strict=True):
+            assert f">{letter}: {name}</text>" in text and f">{letter}</text>" in text
+
+
+def with_settings(made: Run, **groups) -> Run:
+    """The run with more settings: groups of them by name."""
+    config = {**made.record.config, **groups}
+    return Run(made.record.model_copy(update={"config": config}), made.per_image)
+
+
+def test_settings_tell_runs_apart_without_those_that_follow(tmp_path):
+    """Derived ones are left out, and what belongs to a choice that only some made alike."""
+    plain = {"_target_": "Plain", "width": 8}
+    dct = {"_target_": "Context", "width": 16, "kind": "dct", "bits": 2}
+    runs = [
+        with_settings(run("a"), model={"ctx_size": 3, "decoder": plain}, train=train(10)),
+        with_settings(run("b"), model={"ctx_size": 3, "decoder": dct}, train=train(20)),
+        with_settings(
+            run("c"), model={"ctx_size": 3, "decoder": {**dct, "bits": 3}}, train=train(20, 15)
+        ),
+    ]
+    first, second, third = compare(runs).groups
+    keys = ["model.decoder._target_", "model.decoder.bits", "model.decoder.width"]
+    keys += ["train.max_epochs", "train.scheduler.T_max"]  # set by itself in one of them
+    assert list(first.settings) == keys
+    assert [group.letter for group in (first, second, third)] == ["A", "B", "C"]
+    assert first.settings["model.decoder.bits"] is None and third.settings[keys[1]] == 3
+    assert list(compare(runs[:2]).groups[0].settings) == [keys[0], keys[2], "train.max_epochs"]
+    text = write_comparison(runs, tmp_path, Terminal(False)).read_text()
+    assert (
+        ">B less A</h2>" in text and ">C less A</h2>" in text and ">train.max_epochs</td>" in text
+    )
+
+
+def train(epochs: int, cycle: int | None = None) -> dict:
+    """Settings of a schedule that follows the number of epochs, or doesn't."""
+    return {"seed": 0, "max_epochs": epochs, "scheduler": {"T_max": cycle or epochs}}
+
+
+def test_derived_settings_are_those_that_the_configs_derive():
+    lines = [
+        line
+        for path in (ROOT / "configs").rglob("*.yaml")
+        for line in path.read_text().splitlines()
+    ]
+    for key, source in DERIVED.items():
+        assert any(re.match(rf"\s*{key.split('.')[-1]}: \$\{{{source}\}}", line) for line in lines)
+
+
+def test_letters_go_on_after_z():
+    assert [_letter(n) for n in (0, 25, 26, 27, 701, 702)] == ["A", "Z", "AA", "AB", "ZZ", "AAA"]
 
 
 def test_the_page_has_every_figure(tmp_path):
@@ -228,4 +286,8 @@ def test_the_page_has_every_figure(tmp_path):
         assert f"{found['mean']:.2f}" in text or f"{found['mean']:.4f}" in text or "50.0" in text
     (nll, *_) = content["differences"][0]["measures"]
     assert nll["mean"] == pytest.approx(2, abs=0.1) and f"+{nll['mean']:.2f}" in text
+    first = content["groups"][0]["measures"][0]
+    mean, sd = first["mean"], first["sd"]
+    assert f">{mean:.2f} ({sd:.2f})<" in text
+    assert "A, seed 0: a0.pth" in text
     assert "<svg" in text and "http" not in text.replace("http://www.w3.org/", "")

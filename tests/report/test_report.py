@@ -1,74 +1,17 @@
 """The collapse report: its figures add up, its page needs nothing else, its verdicts are fair."""
 
-import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
 
-from datasets.loaders import EvaluationBatches
-from tests.conftest import compose, randomised, shrunk
-from utils.evaluation import scoring
+from tests.report.conftest import Page
 from utils.evaluation.collapse import THRESHOLDS
 from utils.evaluation.probes import Gain
-from utils.processes.job import Job
-from utils.processes.launch import Processes
 from utils.report import collapse_page
-from utils.report.collapse_report import write_report
 from utils.report.content import Ablation, LayerReport, ReportContent
 from utils.report.drawing import INK
 from utils.report.probes_section import passive_layers, probes_section
-from utils.settings.build import build_model
-from utils.terminal import Terminal
-
-IMAGES = torch.randint(0, 17, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
-LABELS = torch.arange(30) % 3
-VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use"}
-
-
-class Page(HTMLParser):
-    """Tags that are open, links, texts; fails on a tag closed out of order."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.text = [], [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-@pytest.fixture(scope="module", params=["digits_ladder", "digits_dct_ladder"])
-def written(request, tmp_path_factory):
-    """(folder, content, page) of a small model's report."""
-    folder = tmp_path_factory.mktemp("report")
-    settings = compose(request.param, *shrunk(request.param), "task.mi_images=10")
-    torch.manual_seed(0)
-    model = randomised(build_model(settings), 0.05).eval()
-    checkpoint = folder / "best.pth"
-    checkpoint.write_bytes(b"weights")
-    batches = EvaluationBatches(IMAGES, 16, 30, labels=LABELS)
-    job = Job(Processes(), torch.device("cpu"), Terminal(False))
-    score = scoring.score(model, settings, batches, "test", checkpoint, job.terminal)
-    paths = write_report(model, score, settings, batches, folder, job)
-    assert sorted(paths) == sorted(folder.glob("*.png"))
-    content = json.loads((folder / "report.json").read_text())
-    return folder, content, (folder / "report.html").read_text()
 
 
 def test_layers_add_up(written):
@@ -166,7 +109,7 @@ def test_the_page_stands_alone(written):
         if name in ("href", "src", "xlink:href", "data"):
             assert value.startswith(("#", "data:image/png;base64,")), value
     assert "@import" not in text and "url(http" not in text
-    assert page.tags.count("svg") == len(list(folder.glob("*.png")))
+    assert page.tags.count("figure") == len(list(folder.glob("*.png")))
     assert INK not in text and "currentColor" in text  # drawings take the page's colours
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
@@ -209,8 +152,9 @@ def layer(kl=1.0, active=8, units=16, lost=1.0, error=0.1, share=0.3, context=Fa
         (
             layer(kl=0.04, active=0, units=49, lost=0.01, error=0.02),
             "Layer 3 has collapsed: 0.04 nats, 0 of 49 units active; without it the bound is the "
-            "same (by +0.01 ± 0.02 nats).",
+            "same within 0.03 nats.",
         ),
+        (layer(lost=0.0, error=0.0), "without it the bound is the same within 0.01 nats."),
         (
             layer(kl=23.1, active=48, units=49, lost=130.2, error=2.1, share=0.47, context=True),
             "The context is in use: 23.10 nats, 48 of 49 units active, 47.0% of the KL; without it "

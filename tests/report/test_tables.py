@@ -69,7 +69,8 @@ def test_an_epochs_line_leaves_out_figures_in_a_fixed_order(capsys):
 def test_the_page_has_every_column_and_its_explanation(tmp_path):
     page = write_page(tmp_path / "page.html", "title", [], [Section("section", tables=[TABLE])])
     text = page.read_text()
-    assert 'title="explained"' in text and "7 of 9" in text and 'data-value="1.5"' in text
+    assert "<b>detail</b> explained." in text and ' title="' not in text
+    assert "7 of 9" in text and 'data-value="1.5"' in text
     assert "note" not in text.replace("notes", "")
 
 

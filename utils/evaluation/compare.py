@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
 from utils.evaluation.bound import NllEstimate
-from utils.evaluation.compared_runs import Group, Run, groups
+from utils.evaluation.compared_runs import Group, Run, differing_settings, groups
 from utils.evaluation.differences import Difference, Measure, difference, measures
 
 
@@ -25,6 +26,8 @@ class RunSummary(BaseModel, frozen=True):
     """One run's own figures."""
 
     checkpoint: str
+    checkpoint_name: str
+    name: str
     seed: int
     likelihoods: list[NllEstimate]
     nelbo: float
@@ -37,7 +40,9 @@ class RunSummary(BaseModel, frozen=True):
 class GroupSummary(BaseModel, frozen=True):
     """A group's figures; per layer from the top: (mean, standard deviation) over seeds."""
 
+    letter: str  # A, B, …: the group's name in tables and drawings
     label: str
+    settings: dict[str, Any]  # those that tell the groups apart; None where a group has none
     seeds: list[int]
     measures: list[MeasureSummary]
     kl: list[tuple[float, float | None]]  # nats
@@ -50,6 +55,7 @@ class GroupSummary(BaseModel, frozen=True):
 class GroupDifference(BaseModel, frozen=True):
     """A group's measures less those of the first group."""
 
+    letter: str
     label: str
     measures: list[Difference]
 
@@ -62,7 +68,7 @@ class Comparison(BaseModel, frozen=True):
     images: int
     protocol: list[str]
     groups: list[GroupSummary]
-    base: str  # the label of the first group
+    base: str  # the label of the first group, A
     differences: list[GroupDifference]
 
 
@@ -74,6 +80,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """
     grouped, compared = groups(runs), measures(runs)
     base, first = grouped[0], runs[0].record
+    letters = list(map(_letter, range(len(grouped))))
+    differing = differing_settings([group.runs[0] for group in grouped])
     return Comparison(
         dataset=first.dataset,
         split=first.split,
@@ -81,24 +89,38 @@ def compare(runs: Sequence[Run]) -> Comparison:
         protocol=[
             *dict.fromkeys(f"{run.record.protocol}, {run.record.conditions_text}" for run in runs)
         ],
-        groups=[_summary(group, compared) for group in grouped],
+        groups=[
+            _summary(letter, group, compared, differing)
+            for letter, group in zip(letters, grouped, strict=True)
+        ],
         base=base.label,
         differences=[
             GroupDifference(
+                letter=letter,
                 label=group.label,
                 measures=[difference(measure, group, base) for measure in compared],
             )
-            for group in grouped[1:]
+            for letter, group in zip(letters[1:], grouped[1:], strict=True)
         ],
     )
 
 
-def _summary(group: Group, compared: Sequence[Measure]) -> GroupSummary:
+def _letter(index: int) -> str:
+    """A … Z, then AA, AB, …, as spreadsheets count."""
+    above, last = divmod(index, 26)
+    return (_letter(above - 1) if above else "") + chr(ord("A") + last)
+
+
+def _summary(
+    letter: str, group: Group, compared: Sequence[Measure], differing: Sequence[str]
+) -> GroupSummary:
     shares = [
         np.array(run.record.active_by_threshold) / sum(run.bound.elements) for run in group.runs
     ]
     return GroupSummary(
+        letter=letter,
         label=group.label,
+        settings={key: group.runs[0].settings.get(key) for key in differing},
         seeds=group.seeds,
         measures=[_measure_summary(group, measure) for measure in compared],
         kl=_per_layer([run.bound.kl for run in group.runs]),
@@ -128,6 +150,8 @@ def _per_layer(runs: Sequence[Sequence[float]]) -> list[tuple[float, float | Non
 def _run_summary(run: Run) -> RunSummary:
     return RunSummary(
         checkpoint=run.record.checkpoint,
+        checkpoint_name=run.record.checkpoint_name,
+        name=run.record.name,
         seed=run.seed,
         likelihoods=run.record.likelihoods,
         nelbo=run.bound.nelbo,

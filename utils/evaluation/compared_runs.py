@@ -27,6 +27,14 @@ from utils.settings.schema.task import CompareTask
 EVALUATION = ("train.seed", "model.is_k", *FORMER)  # may differ for the same model
 NAMED_DIFFERENCES = 3  # settings that a group's label may spell out
 
+# Settings that follow from others unless they are set themselves: they differ where those do.
+DERIVED = {
+    "dataset.image_size": "dataset.size",
+    "model.likelihood": "dataset.likelihood",
+    "train.scheduler.T_max": "train.max_epochs",
+    "train.scheduler.max_lr": "train.optimizer.lr",
+}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -194,15 +202,39 @@ def _check_comparable(record: ScoreRecord, first: ScoreRecord) -> None:
         )
 
 
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """The settings that tell the runs apart, dotted keys, sorted.
+
+    Left out are the name, settings that equal the one they are derived from in every run, and those
+    that all runs which have them share, where a choice of another `_target_` explains why the
+    others have none.
+    """
+    values = {
+        key: [run.settings.get(key) for run in runs]
+        for key in sorted({key for run in runs for key in run.settings})
+    }
+    different = {key: own for key, own in values.items() if len(set(map(repr, own))) > 1}
+    parts = [key.removesuffix("_target_") for key in different if key.endswith("._target_")]
+    return [
+        key
+        for key, own in different.items()
+        if key != "name"
+        and own != different.get(DERIVED.get(key))
+        and not (key.startswith(tuple(parts)) and _one_value(own))
+    ]
+
+
+def _one_value(values: Sequence) -> bool:
+    """Whether a setting is missing from some of the runs, and the same in all others."""
+    return None in values and len({repr(value) for value in values if value is not None}) == 1
+
+
 def _labels(runs: Sequence[Run]) -> list[str]:
     """The runs' names; runs of the same name are told apart by the settings that differ."""
     labels = []
     for run in runs:
         namesakes = [other for other in runs if other.record.name == run.record.name]
-        keys = sorted({key for other in namesakes for key in other.settings})
-        differing = [
-            key for key in keys if len({repr(other.settings.get(key)) for other in namesakes}) > 1
-        ]
+        differing = differing_settings(namesakes)
         named = [f"{key}={run.settings.get(key)}" for key in differing[:NAMED_DIFFERENCES]]
         labels.append(" ".join([run.record.name, *named]))
     if len(set(labels)) < len(labels):

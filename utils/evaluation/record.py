@@ -87,6 +87,14 @@ class ScoreRecord(BaseModel, frozen=True, defer_build=True):
         return record
 
     @property
+    def checkpoint_name(self) -> str:
+        """The checkpoint's file, run and fingerprint: these hold wherever the files are moved."""
+        *_, folder, file = ("", *Path(self.checkpoint).parts)
+        run = Path(self.checkpoint).parent.parent.name
+        name = f"{file} of {run}" if folder == "checkpoints" and run else file
+        return f"{name}, SHA-256 {self.checkpoint_digest}…" if self.checkpoint_digest else name
+
+    @property
     def conditions_text(self) -> str:
         """The conditions as tables name them; in earlier versions the noise went by train.seed."""
         if self.conditions is None:

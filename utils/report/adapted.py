@@ -87,7 +87,7 @@ def report(
     folder = Path(output)
     write_scores(folder, f"{subject.split}_scores", found.record.to_json(), found.per_image)
     show_score(terminal, found.record)
-    write_pages(model, found, content, None, batches, folder / "report", noise_seed, terminal)
+    write_pages(model, found, content, batches, folder / "report", noise_seed, terminal)
     return folder / "report" / "report.html"
 
 

@@ -5,6 +5,7 @@ from itertools import accumulate
 
 from model.estimators import Estimator
 from utils.evaluation.collapse import ACTIVE_THRESHOLD, DELTA, EPSILON, MIXED, Z_95
+from utils.evaluation.information import SATURATION
 from utils.evaluation.metrics import Metrics
 from utils.report.content import (
     KL_QUANTILES,
@@ -15,10 +16,11 @@ from utils.report.content import (
     ReportContent,
 )
 from utils.report.drawing import Drawing
+from utils.report.glossary import GLOSSARY
 from utils.report.page import Section
 from utils.report.probes_section import probes_section
 from utils.report.tables import ELBO, layer_table, score_table
-from utils.table import Cell, Column, Table, count_of, integer, number, share
+from utils.table import Cell, Column, Table, count_of, integer, number, share, with_error
 
 LISTED_UNITS = 50  # in the table of units; report.json has all
 
@@ -28,9 +30,9 @@ def lead(content: ReportContent) -> list[str]:
     return [
         f"{content.bound.images:,} {content.split} images of {content.dataset} "
         f"({content.dims} dimensions); {content.protocol}.",
-        f"Checkpoint: {content.checkpoint}; train.seed {content.seed}.",
-        f"KL and active units from {content.bound.posterior_samples} posterior samples per image; "
-        "intervals are 95 %, over images.",
+        f"Checkpoint: {content.checkpoint_name}; train.seed {content.seed}.",
+        f"KL and active units are from {content.bound.posterior_samples} posterior samples per "
+        "image. Every ± and every interval is 95 %, over images.",
     ]
 
 
@@ -59,6 +61,7 @@ def sections(
         probes_section(content),
         *([_information_section(content, drawings)] if content.information_images else []),
         Section("Pictures", drawings=_pick(drawings, _PICTURES)),
+        Section("Glossary", terms=GLOSSARY),
     ]
 
 
@@ -66,7 +69,10 @@ def _layers_section(
     content: ReportContent, drawings: Mapping[str, Drawing], metrics: Metrics
 ) -> Section:
     shapes = [layer.shape for layer in content.layers]
-    captions = {"layers": "KL per image, and share of units that are active."}
+    captions = {
+        "layers": "Dots: KL per image and share of active units, with intervals; hollow where the "
+        "layer has collapsed."
+    }
     return Section(
         "Layers",
         tables=[layer_table(content, metrics, shapes)],
@@ -76,10 +82,10 @@ def _layers_section(
 
 def _units_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> Section:
     captions = {
-        "active_units": "Active units as a function of the threshold.",
-        "collapsed_units": "Collapsed units as a function of ε.",
-        "kl_maps": "KL by position. The positions of a DCT context are frequencies, the lowest at "
-        "the upper left.",
+        "active_units": "Solid: the layer's units, with an interval; dashed: all units.",
+        "collapsed_units": "Solid: the layer's units; dashed: all units.",
+        "kl_maps": "Rows and columns count from 0. The positions of a DCT context are frequencies, "
+        "the lowest at the upper left.",
     }
     return Section(
         "Units",
@@ -96,7 +102,7 @@ def _units_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> S
 
 def _ablation_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> Section:
     captions = {
-        "interventions": "Left: only the top layers kept. Right: one layer replaced.",
+        "interventions": "First: only the top layers kept. Second: one layer drawn from its prior.",
         "rate_distortion": "A number beside a point is how many layers are kept. Where a step goes "
         "right without going down, the layer costs nats and tells nothing of the image.",
     }
@@ -129,8 +135,8 @@ def _images_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> 
 
 def _information_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> Section:
     captions = {
-        "information": "Cumulative, from the top; bars are 95 % intervals.",
-        "aggregates": "Bars that leave the line are values to which the prior gives the wrong "
+        "information": "Of each layer and those above it together.",
+        "aggregates": "Where filled bars leave the line, the prior gives values the wrong "
         "probability.",
     }
     return Section(
@@ -141,6 +147,8 @@ def _information_section(content: ReportContent, drawings: Mapping[str, Drawing]
             f"{content.information_ceiling:.2f} nats; near that it says only that the images are "
             "identified. KL less information is the KL of the aggregate posterior from the prior. "
             f"One draw each of {content.information_queries:,} of these images.",
+            f"Within {SATURATION:g} nats of log N the ceiling is reached: the layers may know more "
+            "of an image than so few images can show.",
             "The residual is E[((z − μ)/σ)²] under the prior's μ and σ: 1 where the aggregate "
             "posterior has the prior's spread, more where the prior would seldom draw it.",
         ],
@@ -150,13 +158,13 @@ def _information_section(content: ReportContent, drawings: Mapping[str, Drawing]
 
 
 _PICTURES = {
-    "reconstructions": "The image from all latents of its posterior.",
-    "reconstructions_top": "The rows add layers from the top.",
-    "context": "The context in image space, beside the image.",
-    "diffusion": "How the context's prior generates it from noise.",
-    "samples": "The mean of p(x | z) for latents from the prior.",
-    "samples_fixed_top": "The variation that remains when the top layers are fixed.",
-    "traversals": "The most active units, a row each, moved through their range.",
+    "reconstructions": "",
+    "reconstructions_top": "",
+    "context": "",
+    "diffusion": "",
+    "samples": "A column is the same draw at every temperature.",
+    "samples_fixed_top": "The variation that remains is what the lower layers add.",
+    "traversals": "Layers above keep the image's values, layers below take their priors' means.",
 }
 
 
@@ -171,11 +179,11 @@ def images_table(content: ReportContent) -> Table:
     """Each layer's KL over the images, and its mixed units."""
     names = ["least", *(f"{q:.0%}" for q in KL_QUANTILES[1:-1]), "most"]
     return Table(
-        "KL of each layer by image (nats)",
+        "KL of each layer by image: the least, quantiles over images, the most",
         [
             Column("layer", "0 is the top", text=True),
-            *(Column(name, "of the images") for name in names),
-            Column(f"under {NEGLIGIBLE_NATS:g} nats", "share of images"),
+            *(Column(name, unit="nats") for name in names),
+            Column(f"under {NEGLIGIBLE_NATS:g} nats", "share of images", unit="%"),
             Column("mixed units", "whose KL is under ε for some images only"),
             Column("least: image", "index of the image of least KL in its split"),
             Column("most: image", "index of the image of most KL"),
@@ -206,13 +214,12 @@ def unit_table(content: ReportContent) -> Table:
         [
             Column("layer", "0 is the top", text=True),
             Column("unit", "channel, row, column"),
-            Column("KL (nats)", "mean over images"),
-            Column("KL (bits)", "nats / ln 2"),
-            Column("share", "of the KL of all layers"),
-            Column("cumulative", "share of this unit and those of larger KL"),
-            Column("variance", "Var over x of E[z | x]"),
-            Column("±", "its standard error over images"),
-            Column(f"KL under {EPSILON:g}", "share of images"),
+            Column("KL", "mean over images", unit="nats"),
+            Column("KL ", unit="bits"),
+            Column("share", "part of the KL of all layers", unit="%"),
+            Column("cumulative", "share of this unit and those of larger KL", unit="%"),
+            Column("variance", "Var over x of E[z | x], ± 95 %", unit="of z²"),
+            Column(f"KL under {EPSILON:g}", "share of images", unit="%"),
         ],
         rows,
         folded=True,
@@ -230,8 +237,7 @@ def _unit_cells(layer: LayerReport, unit: int) -> list[Cell]:
         number(figures.kl_bits[unit], 3),
         share(figures.kl_share[unit]),
         share(figures.kl_cumulative_share[unit]),
-        number(figures.variance[unit], 3),
-        number(figures.variance_se[unit], 3),
+        with_error(figures.variance[unit], Z_95 * figures.variance_se[unit], 3),
         share(figures.quiet_share[unit]),
     ]
 
@@ -239,7 +245,7 @@ def _unit_cells(layer: LayerReport, unit: int) -> list[Cell]:
 def kept_table(content: ReportContent) -> Table:
     """The bound with only the top layers kept."""
     return Table(
-        "The top k layers from the posterior, the rest from the prior (nats per image)",
+        "The top k layers from the posterior, the rest from the prior",
         [Column("k", "layers kept", text=True), *_ABLATION_COLUMNS],
         [[integer(row.kept), *_ablation_cells(row)] for row in content.top_kept],
     )
@@ -248,60 +254,56 @@ def kept_table(content: ReportContent) -> Table:
 def without_table(content: ReportContent) -> Table:
     """The bound with one layer replaced."""
     return Table(
-        "One layer from its prior, the others from their posteriors (nats per image)",
+        "One layer from its prior, the others from their posteriors",
         [Column("layer", "the one replaced", text=True), *_ABLATION_COLUMNS],
         [[_layer_cell(layer), *_ablation_cells(layer.without)] for layer in content.layers],
     )
 
 
 _ABLATION_COLUMNS = (
-    Column("reconstruction", "−log p(x | z): the distortion"),
-    Column("rate", "KL of the layers kept"),
-    Column("−ELBO", "reconstruction + KL of the layers kept"),
-    Column("lost", "−ELBO less that of the whole model, paired over images"),
-    Column("± (95 %)", "interval of the loss, over images"),
+    Column("reconstruction", "−log p(x | z): the distortion", unit="nats"),
+    Column("rate", "KL of the layers kept", unit="nats"),
+    Column("−ELBO", "reconstruction + rate", unit="nats"),
+    Column("rise", "of −ELBO over the whole model's, paired over images, ± 95 %", unit="nats"),
 )
 
 
 def _ablation_cells(row: Ablation) -> list[Cell]:
-    values = (row.reconstruction, row.rate, row.nelbo, row.lost, Z_95 * row.lost_se)
-    return [number(value) for value in values]
+    rise = with_error(row.lost, Z_95 * row.lost_se)
+    return [number(row.reconstruction), number(row.rate), number(row.nelbo), rise]
 
 
 def information_table(content: ReportContent) -> Table:
     """Mutual information and residuals."""
     cumulative = accumulate(layer.kl for layer in content.layers)
     return Table(
-        f"Information from {content.information_images} images (nats)",
+        f"Information from {content.information_images} images",
         [
             Column("layer", "0 is the top", text=True),
-            Column("I(x; z top … l)", "this layer and those above"),
-            Column("±", "standard error"),
-            Column("added", "by this layer, given those above"),
-            Column("± ", "standard error"),
-            Column("KL, cumulative", "of this layer and those above, over all images"),
-            Column("ceiling", "whether log N is reached"),
-            Column("residual", "mean squared standardised latent"),
-            Column("±  ", "standard error"),
+            Column("I(x; z top … l)", "this layer and those above, ± 95 %", unit="nats"),
+            Column("added", "by this layer, given those above, ± 95 %", unit="nats"),
+            Column("KL, cumulative", "of this layer and those above, all images", unit="nats"),
+            Column("ceiling", f"reached: within {SATURATION:g} nats of log N", unit="of log N"),
+            Column("residual", "mean squared standardised latent, ± 95 %; 1 is the prior's"),
         ],
         [
             [
                 _layer_cell(layer),
-                *_estimate_cells(layer.information),
-                *_estimate_cells(layer.information_added),
+                _estimate(layer.information),
+                _estimate(layer.information_added),
                 number(kl, 3),
                 Cell("reached" if layer.saturated else "–", float(layer.saturated)),
-                *_estimate_cells(layer.residual),
+                _estimate(layer.residual),
             ]
             for layer, kl in zip(content.layers, cumulative, strict=True)
         ],
     )
 
 
-def _estimate_cells(estimate: Estimate | None) -> list[Cell]:
+def _estimate(estimate: Estimate | None) -> Cell:
     if estimate is None:
-        return [Cell("–", 0), Cell("–", 0)]
-    return [number(estimate.value, 3), number(estimate.se, 3)]
+        return Cell("–", 0)
+    return with_error(estimate.value, Z_95 * estimate.se, 3)
 
 
 def _layer_cell(layer: LayerReport) -> Cell:

@@ -11,13 +11,12 @@ from torch import Tensor
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
 from model.latents import LatentAccess
-from utils.evaluation.collapse import Z_95
-from utils.evaluation.information import Aggregate, aggregate_posterior, interventions
+from utils.evaluation.information import aggregate_posterior, interventions
 from utils.evaluation.probes import Probes, probe, untrained_like
 from utils.evaluation.scoring import Score
 from utils.files import write_json
 from utils.processes.job import Job
-from utils.report import pictures, plots
+from utils.report import layer_plots, pictures, plots
 from utils.report.collapse_page import lead, sections
 from utils.report.content import ReportContent, report_content
 from utils.report.drawing import Drawing, save
@@ -50,21 +49,20 @@ def write_report(
         aggregate = aggregate_posterior(model, subset, seed, bar.count, queries)
     probes = measure_probes(model, settings, batches, job)
     content = report_content(score, ablated, aggregate, probes, model.layer_names)
-    return write_pages(model, score, content, aggregate, batches, folder, seed, terminal)
+    return write_pages(model, score, content, batches, folder, seed, terminal)
 
 
 def write_pages(
     model: LatentAccess,
     score: Score,
     content: ReportContent,
-    aggregate: Aggregate | None,
     batches: EvaluationBatches,
     folder: Path,
     seed: int,
     terminal: Terminal,
 ) -> list[Path]:
     """The drawings, report.json and report.html; returns the PNG files' paths."""
-    drawings = draw(model, score, content, aggregate, batches, seed)
+    drawings = draw(model, score, content, batches, seed)
     paths = [save(drawing, folder) for drawing in drawings.values()]
     write_json(folder / "report.json", content.to_json())
     page = write_page(
@@ -94,28 +92,24 @@ def draw(
     model: LatentAccess,
     score: Score,
     content: ReportContent,
-    aggregate: Aggregate | None,
     batches: EvaluationBatches,
     seed: int,
 ) -> dict[str, Drawing]:
     """All drawings by name; batches: the images that were scored."""
-    units, x = score.collapse.layers, batches.first(PICTURED)
-    shares = [
-        [count / layer.units for count in (layer.active, layer.active_low, layer.active_high)]
-        for layer in content.layers
-    ]
-    kl = [layer.kl for layer in content.layers]
+    x, informed = batches.first(PICTURED), content.information_images > 0
     drawings = [
-        plots.draw_layers(kl, [Z_95 * layer.kl_se for layer in content.layers], shares),
-        plots.draw_active_curve(units),
-        plots.draw_collapse_curve(units),
-        plots.draw_kl_maps(units, content.context),
-        plots.draw_interventions(content.top_kept, [layer.without for layer in content.layers]),
-        plots.draw_rate_distortion(content.top_kept),
-        aggregate and plots.draw_information(aggregate, kl),
-        aggregate and plots.draw_aggregates(aggregate),
+        plots.draw_layers(content),
+        plots.draw_active_curve(content),
+        plots.draw_collapse_curve(content),
+        plots.draw_kl_maps(content),
+        layer_plots.draw_interventions(content),
+        layer_plots.draw_rate_distortion(content),
+        informed and layer_plots.draw_information(content),
+        informed and layer_plots.draw_aggregates(content),
         *pictures.draw_model(model, x, seed),
-        pictures.draw_traversals(model, x, units) if model.any_temperature else None,
+        pictures.draw_traversals(model, x, score.collapse.layers)
+        if model.any_temperature
+        else None,
         pictures.draw_ranked(*images_by_kl(content, batches)),
     ]
     return {drawing.name: drawing for drawing in drawings if drawing}

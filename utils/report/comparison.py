@@ -6,14 +6,16 @@ from pathlib import Path
 from utils.evaluation.compare import Comparison, compare
 from utils.evaluation.compared_runs import Run
 from utils.files import write_json
-from utils.report import plots
+from utils.report.comparison_plots import draw_comparison
 from utils.report.comparison_tables import (
     differences_table,
+    key_table,
     layers_table,
     means_table,
     runs_table,
 )
 from utils.report.drawing import Drawing, save
+from utils.report.glossary import GLOSSARY
 from utils.report.page import Section, write_page
 from utils.terminal import Terminal
 
@@ -42,10 +44,7 @@ def write_comparison(runs: Sequence[Run], folder: Path, terminal: Terminal) -> P
 
 def _write(comparison: Comparison, folder: Path) -> Path:
     """The page, and the files beside it; returns the page."""
-    drawing = plots.draw_comparison(
-        {group.label: [mean for mean, _ in group.kl] for group in comparison.groups},
-        {group.label: group.active_by_threshold for group in comparison.groups},
-    )
+    drawing = draw_comparison(comparison.groups)
     save(drawing, folder)
     write_json(folder / "compare.json", comparison.model_dump())
     return write_page(
@@ -54,18 +53,28 @@ def _write(comparison: Comparison, folder: Path) -> Path:
 
 
 def show(comparison: Comparison, terminal: Terminal) -> None:
-    """Print the means, layers and differences."""
+    """Print what the letters stand for, the means, layers and differences."""
+    for line in key(comparison):
+        terminal.line(line)
     terminal.table(means_table(comparison))
     terminal.table(layers_table(comparison))
     for difference in comparison.differences:
-        terminal.table(differences_table(difference, comparison.base))
+        terminal.table(differences_table(difference))
     terminal.line(INTERVALS)
 
 
 def title(comparison: Comparison) -> str:
     """The page's title."""
-    labels = [group.label for group in comparison.groups]
-    return f"{' and '.join(labels) if len(labels) < 4 else f'{len(labels)} models'}, side by side"
+    names = list(dict.fromkeys(group.runs[0].name for group in comparison.groups))
+    several = len(comparison.groups) > len(names) or len(names) > 3
+    if several:
+        return f"{len(comparison.groups)} models side by side"
+    return f"{' and '.join(names)}, side by side"
+
+
+def key(comparison: Comparison) -> list[str]:
+    """What each letter stands for."""
+    return [f"{group.letter}: {group.label}" for group in comparison.groups]
 
 
 def lead(comparison: Comparison) -> list[str]:
@@ -76,6 +85,7 @@ def lead(comparison: Comparison) -> list[str]:
         "iwae and −elbo are upper bounds on −log p(x), with K samples per image and, for a "
         "context's own weight, the diffusion paths named; published is what the published code "
         "computes and not a bound.",
+        "Every ± is 95 %; figures in brackets are standard deviations over seeds.",
     ]
 
 
@@ -83,15 +93,25 @@ def sections(comparison: Comparison, drawing: Drawing) -> list[Section]:
     """The page's sections, in reading order."""
     differences = [
         Section(
-            f"{difference.label} less {comparison.base}",
+            f"{difference.letter} less A",
             paragraphs=[INTERVALS],
-            tables=[differences_table(difference, comparison.base)],
+            tables=[differences_table(difference)],
         )
         for difference in comparison.differences
     ]
     return [
+        Section("Models", tables=[key_table(comparison)]),
         Section("Means over seeds", tables=[means_table(comparison), layers_table(comparison)]),
         *differences,
-        Section("Layers and units", drawings=[(drawing, "Means over seeds.")]),
-        Section("Runs", tables=[runs_table(comparison)]),
+        Section("Layers and units", drawings=[(drawing, "")]),
+        Section(
+            "Runs",
+            tables=[runs_table(comparison)],
+            points=[
+                f"{group.letter}, seed {run.seed}: {run.checkpoint_name}"
+                for group in comparison.groups
+                for run in group.runs
+            ],
+        ),
+        Section("Glossary", terms=GLOSSARY),
     ]

@@ -114,16 +114,22 @@ class LayerReport(BaseModel, frozen=True):
         """One sentence on the layer: its state, and what the bound loses without it."""
         lost, error = self.without.lost, Z_95 * self.without.lost_se
         if abs(lost) <= max(error, VISIBLE_NATS):
-            effect = f"the same (by {lost:+.2f} ± {error:.2f} nats)"
+            within = max(0.01, math.ceil(100.0 * (abs(lost) + error)) / 100.0)
+            effect = f"the same within {within:.2f} nats"
         else:
             effect = f"{abs(lost):.2f} ± {error:.2f} nats {'worse' if lost > 0 else 'better'}"
         return f"{self._state()}; without it the bound is {effect}."
 
+    @property
+    def has_collapsed(self) -> bool:
+        """Whether no unit is active and the KL is negligible."""
+        return self.active == 0 and self.kl < max(NEGLIGIBLE_NATS, self.units * EPSILON)
+
     def _state(self) -> str:
         """Whether the layer is in use, has collapsed, or is in between."""
-        name = "The context" if self.context else f"Layer {self.layer}"
+        name = called(self).capitalize()
         counts = f"{self.kl:.2f} nats, {self.active:,} of {self.units:,} units active"
-        if self.active == 0 and self.kl < max(NEGLIGIBLE_NATS, self.units * EPSILON):
+        if self.has_collapsed:
             return f"{name} has collapsed: {counts}"
         if self.active == 0:
             return (
@@ -133,6 +139,11 @@ class LayerReport(BaseModel, frozen=True):
             return f"{name} has mostly collapsed: {counts}"
         use = "carries little" if self.kl_share < LITTLE_KL else "is in use"
         return f"{name} {use}: {counts}, {self.kl_share:.1%} of the KL"
+
+
+def called(layer: LayerReport) -> str:
+    """The layer within a sentence."""
+    return "the context" if layer.context else f"layer {layer.layer}"
 
 
 class ReportContent(ScoreRecord, frozen=True):

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from utils.evaluation.ood import Detection, Interval, OodRecord, Score
 from utils.files import write_arrays, write_json
-from utils.report.drawing import INK, STYLE, Drawing, save, verbatim
+from utils.report.drawing import Drawing, save, verbatim
 from utils.report.page import Section, write_page
-from utils.report.plots import ACCENT, SECOND, small_grid
+from utils.report.panels import ACCENT, SECOND, small_multiples
 from utils.table import Cell, Column, Table, number
 
 BINS = 40
@@ -100,24 +101,34 @@ def _interval(one: Interval) -> tuple[Cell, Cell]:
 
 def draw_histograms(record: OodRecord, scores: Sequence[Score]) -> Drawing:
     """A panel per score, both sides."""
+
+    def paint(figure: Figure, panel: list[Axes]) -> None:
+        for axes, score, one in zip(panel, scores, record.detections, strict=False):
+            _paint_score(axes, score)
+            name = verbatim(f"{score.name}{', mode' * (score.prior == 'mode')}")
+            axes.set_title(f"{name}\nAUROC {one.auroc.value:.3f}", fontsize=8)
+        figure.supylabel("share of the images", fontsize=9)
+
+    best = max(record.detections, key=lambda one: one.auroc.value)
+    text = (
+        f"{best.score} tells images of {record.outside} from those of {record.inside} best: AUROC "
+        f"{best.auroc.value:.3f}, by chance 0.5."
+    )
     title = f"Scores of {record.inside} (filled) and {record.outside} (line)"
-    with matplotlib.rc_context(STYLE):
-        figure, grid = small_grid(len(scores), title, 1.9)
-        for axes, score, one in zip(grid, scores, record.detections, strict=False):
-            both = np.concatenate([score.inside.numpy(), score.outside.numpy()])
-            edges = np.linspace(*np.quantile(both, [0.005, 0.995]), BINS + 1)
-            if edges[0] == edges[-1]:
-                edges = np.linspace(edges[0] - 0.5, edges[0] + 0.5, BINS + 1)
-            inside, outside = (
-                np.histogram(values.numpy().clip(edges[0], edges[-1]), edges)[0] / len(values)
-                for values in (score.inside, score.outside)
-            )
-            axes.stairs(inside, edges, fill=True, color=ACCENT, alpha=0.7)
-            axes.stairs(outside, edges, color=SECOND, lw=1.4)
-            axes.set_title(
-                verbatim(f"{score.name}{', mode' * (score.prior == 'mode')}"), fontsize=8
-            )
-            axes.set_xlabel(f"AUROC {one.auroc.value:.3f}", fontsize=7, color=INK)
-            axes.set_yticks([])
-            axes.tick_params(labelsize=6)
-    return Drawing("histograms", figure, title)
+    return small_multiples("histograms", title, text, paint, len(scores), shared=False)
+
+
+def _paint_score(axes: Axes, score: Score) -> None:
+    both = np.concatenate([score.inside.numpy(), score.outside.numpy()])
+    edges = np.linspace(*np.quantile(both, [0.005, 0.995]), BINS + 1)
+    if edges[0] == edges[-1]:
+        edges = np.linspace(edges[0] - 0.5, edges[0] + 0.5, BINS + 1)
+    inside, outside = (
+        np.histogram(values.numpy().clip(edges[0], edges[-1]), edges)[0] / len(values)
+        for values in (score.inside, score.outside)
+    )
+    axes.stairs(inside, edges, fill=True, color=ACCENT, alpha=0.7)
+    axes.stairs(outside, edges, color=SECOND, lw=1.4)
+    axes.set_xlabel("bits" if score.name == "PNG bits" else "nats", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(nbins=3)

@@ -1,8 +1,11 @@
 """Pictures of a model: samples, reconstructions and traversals that show each layer's content."""
 
+import io
 from collections.abc import Sequence
 
 import matplotlib
+import matplotlib.image
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -11,13 +14,14 @@ from model import LadderVAE
 from model.latents import LatentAccess
 from model.noise import Noise, NoisePurpose
 from utils.evaluation.collapse import ACTIVE_THRESHOLD, LatentUnits
-from utils.report.drawing import STYLE, Drawing, verbatim
+from utils.report.drawing import STYLE, Drawing, Strip, verbatim
 
 COLUMNS = 10
 MOST_ROWS = 9
 PATHS = 3  # diffusion paths in each direction
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0)
 TRAVERSED, PER_LAYER, STEPS, REACH = 8, 2, 9, 3.0  # units, units per layer, values, ±deviations
+VARIATION = "standard deviation between samples, intensities 0 … 1"
 
 
 @torch.no_grad()
@@ -42,12 +46,17 @@ def draw_samples(
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> Drawing:
     """E[x | latents] for latents from the prior, a block of rows per temperature."""
-    rows = []
+    rows, findings = [], []
     for temperature in temperatures:
         images = model.generate(count, temperature, _noise(model, count, seed)).mean
+        findings.append(f"{_variation(images):.3f} at temperature {temperature:g}")
         for first, part in enumerate(images.split(COLUMNS)):
             rows.append((f"temperature {temperature:g}" if first == 0 else "", part))
-    return image_rows("samples", "Samples from the prior (mean of p(x | z))", rows)
+    title = "Samples from the prior (mean of p(x | z))"
+    if len(temperatures) > 1:
+        title += "; all temperatures share their noise, column by column"
+    text = f"The samples' pixels vary by {', '.join(findings)} ({VARIATION})."
+    return image_rows("samples", title, rows, text)
 
 
 @torch.no_grad()
@@ -61,7 +70,9 @@ def draw_fixed_top(model: LadderVAE, seed: int) -> Drawing:
         draws = model.generate(COLUMNS, noise=_noise(model, COLUMNS, seed + k), given=given)
         rows.append((f"top {k} fixed", draws.mean))
     title = f"Samples that share their top k of {len(one)} latents"
-    return image_rows("samples_fixed_top", title, rows)
+    first, last = (f"{_variation(images):.3f} with the {label}" for label, images in _ends(rows))
+    text = f"The samples' pixels vary by {first} and by {last} ({VARIATION})."
+    return image_rows("samples_fixed_top", title, rows, text)
 
 
 @torch.no_grad()
@@ -77,15 +88,20 @@ def draw_reconstructions(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing
 
     full = reconstruct(len(values))
     rows = [("x", x), ("reconstruction", full), ("difference", (full - x) / 2)]
-    drawings = [image_rows("reconstructions", "All latents from the posterior", rows)]
-    rows = [("x", x)] + [(f"top {k} kept", reconstruct(k)) for k in spread(len(values))]
+    title = "Reconstructions: all latents from the posterior"
+    text = f"Reconstructions of {len(x)} images differ from them by {_error(full, x)}."
+    drawings = [image_rows("reconstructions", title, rows, text)]
+    rows = [(f"top {k} kept", reconstruct(k)) for k in spread(len(values))]
     title = f"Top k of {len(values)} latents from the posterior, the rest from the prior"
-    drawings.append(image_rows("reconstructions_top", title, rows))
+    first, last = (f"{_error(images, x)} with the {label}" for label, images in _ends(rows))
+    text = f"The images differ from x by {first}, by {last}."
+    drawings.append(image_rows("reconstructions_top", title, [("x", x), *rows], text))
     if model.has_context:
-        rows = [("x", x), ("context", model.decoder.context.render(values[0]))]
+        context = model.decoder.context.render(values[0])
         numbers = " × ".join(map(str, values[0].shape[1:]))
         title = f"The context in image space ({numbers} numbers)"
-        drawings.append(image_rows("context", title, rows))
+        text = f"{numbers} numbers show the image but for {_error(context, x)}."
+        drawings.append(image_rows("context", title, [("x", x), ("context", context)], text))
     return drawings
 
 
@@ -126,7 +142,12 @@ def draw_diffusion(model: LadderVAE, x: Tensor, seed: int) -> Drawing:
         images = torch.stack([context.render(u_t) for u_t in states], 1)  # (count, steps, C, H, W)
         rows += [(title if first == 0 else "", row) for first, row in enumerate(images)]
     title = f"Contexts noised in {prior.steps} steps, and sampled back from noise"
-    return image_rows("diffusion", title, rows)
+    spreads = [context.render(ends[-1]).std().item() / 2 for ends in ([u], sampled)]
+    text = (
+        f"Sampled contexts have a standard deviation of {spreads[1]:.3f} over all pixels, those of "
+        f"the images {spreads[0]:.3f} (intensities 0 … 1)."
+    )
+    return image_rows("diffusion", title, rows, text)
 
 
 @torch.no_grad()
@@ -152,14 +173,19 @@ def draw_traversals(model: LadderVAE, x: Tensor, layers: Sequence[LatentUnits]) 
     if not rows:
         return None
     title = f"Most active units from −{REACH:g} to +{REACH:g} deviations, one image"
-    return image_rows("traversals", title, rows)
+    change, label = max((_change(images), label) for label, images in rows)
+    text = (
+        f"The unit that changes the image most is {label}: by {change:.3f} from end to end (mean "
+        "over pixels, intensities 0 … 1)."
+    )
+    return image_rows("traversals", title, rows, text)
 
 
 def draw_ranked(labels: Sequence[str], images: Sequence[Tensor]) -> Drawing:
     """A row for each of some layers: the images of least KL, then those of most."""
     title = "Images by a layer's KL: the least on the left, the most on the right"
     rows = list(zip(labels, images, strict=True))
-    return image_rows("images_by_kl", title, rows)
+    return image_rows("images_by_kl", title, rows, f"An image's KL by {'; '.join(labels)}.")
 
 
 def most_active(layers: Sequence[LatentUnits]) -> list[tuple[int, int]]:
@@ -176,25 +202,60 @@ def most_active(layers: Sequence[LatentUnits]) -> list[tuple[int, int]]:
     return sorted((layer, unit) for _, layer, unit in chosen)
 
 
-def image_rows(name: str, title: str, rows: Sequence[tuple[str, Tensor]]) -> Drawing:
-    """Labelled rows of images (N, C, H, W) in [−1, 1]."""
+def image_rows(
+    name: str, title: str, rows: Sequence[tuple[str, Tensor]], text: str = ""
+) -> Drawing:
+    """Labelled rows of images (N, C, H, W) in [−1, 1]; text: what they show."""
     most = max(len(images) for _, images in rows)
     size = (1.4 + 0.75 * most, 0.4 + 0.8 * len(rows))
+    strips = []
     with matplotlib.rc_context(STYLE):
         figure = Figure(size, layout="constrained")
         axes = figure.subplots(len(rows), 1, squeeze=False)
         figure.suptitle(verbatim(title), fontsize=10)
         for axis, (label, images) in zip(axes[:, 0], rows, strict=True):
-            colours = (0.5 * (images.float().cpu() + 1.0)).clamp(0.0, 1.0).expand(-1, 3, -1, -1)
-            opaque = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)
-            strip = torch.nn.functional.pad(opaque, (0, 1))  # a transparent column after each image
-            strip = strip.permute(2, 0, 3, 1).flatten(1, 2)  # (H, N·(W + 1), 4)
-            axis.imshow(strip.numpy(), interpolation="none", aspect="equal")
+            pixels = _side_by_side(images)
+            axis.imshow(pixels, interpolation="none", aspect="equal")
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
             axis.spines[:].set_visible(False)
-    return Drawing(name, figure, title)
+            strips.append(Strip(label, _png(pixels), len(images)))
+    return Drawing(name, figure, f"{title}. {text}" if text else title, strips=strips)
+
+
+def _side_by_side(images: Tensor) -> np.ndarray:
+    """(N, C, H, W) in [−1, 1] -> (H, N·(W + 1), 4): RGB and opacity, 0 between the images."""
+    colours = (0.5 * (images.float().cpu() + 1.0)).clamp(0.0, 1.0).expand(-1, 3, -1, -1)
+    opaque = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)
+    strip = torch.nn.functional.pad(opaque, (0, 1))  # a transparent column after each image
+    return strip.permute(2, 0, 3, 1).flatten(1, 2).numpy()
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    matplotlib.image.imsave(file, pixels, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _variation(images: Tensor) -> float:
+    """Standard deviation between the images, on average over pixels, on 0 … 1."""
+    return images.std(0).mean().item() / 2
+
+
+def _change(images: Tensor) -> float:
+    """Mean absolute difference between the first and the last image, on 0 … 1."""
+    return (images[-1] - images[0]).abs().mean().item() / 2
+
+
+def _error(images: Tensor, x: Tensor) -> str:
+    """The difference from x in words."""
+    error = ((images - x) / 2).square().mean().sqrt().item()
+    return f"{error:.3f} (root mean square, intensities 0 … 1)"
+
+
+def _ends(rows: Sequence[tuple[str, Tensor]]) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
+    return rows[0], rows[-1]
 
 
 def spread(latents: int) -> list[int]:

@@ -1,289 +1,192 @@
-"""Plots of a report's figures: KL, active units, interventions, information."""
+"""Plots of a report's figures per layer and per unit, and of a run's KL over the epochs."""
 
 from collections.abc import Sequence
 
-import matplotlib
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import Formatter, PercentFormatter
 
 from utils.evaluation.collapse import (
     ACTIVE_THRESHOLD,
     DELTA,
+    EPSILON,
     EPSILONS,
     THRESHOLDS,
     Z_95,
-    LatentUnits,
 )
-from utils.evaluation.information import Aggregate
-from utils.report.content import Ablation
-from utils.report.drawing import INK, STYLE, Drawing, verbatim
+from utils.report import findings
+from utils.report.content import LayerReport, ReportContent
+from utils.report.drawing import INK, Drawing
+from utils.report.panels import (
+    ACCENT,
+    SECOND,
+    dots,
+    grid,
+    name_lines,
+    panels,
+    percent,
+    series_style,
+    small_multiples,
+)
 
-ACCENT, SECOND = "#3b82c4", "#d9822b"
+FLOOR = 1e-3  # nats: the foot of logarithmic axes
+DECADES = 3  # of the KL maps' colours
 
 
 def draw_kl(rows: Sequence[dict]) -> Drawing:
     """KL per layer over the epochs in metrics.jsonl's rows."""
     keys = sorted((k for k in rows[-1] if k.startswith("collapse/kl_")), key=_layer)
     epochs = [row["epoch"] for row in rows]
-    title = "KL per layer, validation set"
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(title, "epoch", "KL (nats per image)", (8, 4.5))
-        marker = "o" if len(epochs) < 3 else None
-        for key, colour in zip(keys, _colours(len(keys)), strict=True):
-            values = [row[key] for row in rows]
-            axes.plot(epochs, values, color=colour, marker=marker, label=f"layer {_layer(key)}")
-        axes.set_yscale("symlog", linthresh=0.1)
-        axes.set_ylim(bottom=0)
-        _legend(axes, len(keys))
-    return Drawing("kl_per_layer", figure, title)
+    curves = [[row[key] for row in rows] for key in keys]
+
+    def paint(axes: Axes) -> None:
+        axes.set(xlabel="epoch", ylabel=f"KL (nats per image); under {FLOOR:g} at the foot")
+        axes.set_yscale("log")
+        ends = []
+        for layer, values in enumerate(curves):
+            style = series_style(layer)
+            shown = [max(value, FLOOR) for value in values]
+            axes.plot(epochs, shown, lw=1.2, ms=4, markevery=1 + len(epochs) // 8, **style)
+            ends.append((epochs[-1], shown[-1], f"layer {layer}", style["color"]))
+        axes.set_ylim(FLOOR, 2.0 * max(map(max, curves)) + FLOOR)
+        axes.yaxis.set_major_formatter("{x:g}")
+        grid(axes)
+        name_lines(axes, ends)
+
+    text = findings.epochs([values[-1] for values in curves], epochs[-1])
+    height = max(4.0, 0.2 * len(keys))
+    return panels("kl_per_layer", "KL per layer, validation set", text, paint, 1, height)
 
 
-def draw_layers(
-    kl: Sequence[float], kl_error: Sequence[float], active: Sequence[Sequence[float]]
-) -> Drawing:
-    """KL per layer beside its share of active units; active: per layer (share, low, high)."""
-    layers = list(range(len(kl)))
-    title = "KL and active units per layer (0 = top), with 95 % intervals"
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((9, 0.9 + 0.28 * len(kl)), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        left.barh(layers, kl, xerr=kl_error, color=ACCENT, ecolor=INK, error_kw={"lw": 1})
-        left.set(xlabel="KL (nats per image)", ylabel="layer")
-        left.set_yticks(layers)
-        left.invert_yaxis()
-        shares, low, high = zip(*active, strict=True)
-        margins = [[s - a for s, a in zip(shares, low, strict=True)]]
-        margins.append([b - s for s, b in zip(shares, high, strict=True)])
-        right.barh(layers, shares, xerr=margins, color=SECOND, ecolor=INK, error_kw={"lw": 1})
-        right.set(xlabel=f"active units (variance > {ACTIVE_THRESHOLD:g})", xlim=(0, 1.02))
-        right.xaxis.set_major_formatter(_percent())
-        for axes in (left, right):
-            axes.grid(axis="x")
-            axes.set_axisbelow(True)
-    return Drawing("layers", figure, title)
+def draw_layers(content: ReportContent) -> Drawing:
+    """KL per layer beside its share of active units, with 95 % intervals."""
+    layers = content.layers
+    collapsed = [layer.has_collapsed for layer in layers]
+
+    def paint(left: Axes, right: Axes) -> None:
+        margins = [(Z_95 * layer.kl_se,) * 2 for layer in layers]
+        kl = [layer.kl for layer in layers]
+        labels = [f"{value:.2f}" for value in kl]
+        dots(left, kl, margins, labels, collapsed, {"color": ACCENT, "fmt": "o"})
+        left.set_xlabel("KL (nats per image)")
+        left.set_xlim(left=-0.02 * left.get_xlim()[1])
+        shares = [layer.active / layer.units for layer in layers]
+        margins = [
+            ((layer.active - layer.active_low) / n, (layer.active_high - layer.active) / n)
+            for layer, n in ((layer, layer.units) for layer in layers)
+        ]
+        labels = [f"{share:.0%}" for share in shares]
+        dots(right, shares, margins, labels, collapsed, {"color": SECOND, "fmt": "s"})
+        right.set_xlabel(f"active units (variance > {ACTIVE_THRESHOLD:g})")
+        right.set_xlim(-0.03, 1.2)
+        right.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        right.xaxis.set_major_formatter(percent())
+
+    title = "KL and active units per layer, with 95 % intervals"
+    height = 1.1 + 0.26 * len(layers)
+    return panels("layers", title, findings.layers(content), paint, height=height)
 
 
-def draw_active_curve(layers: Sequence[LatentUnits]) -> Drawing:
-    """Share of units over each threshold, per layer and of all units, with intervals."""
-    title = "Active units by threshold, with 95 % intervals"
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(title, "threshold on the variance of E[z | x] over x", "active units")
-        counts = torch.tensor(
-            [[units.active(t) for t in THRESHOLDS] for units in layers]
-        )  # (L, T, 3)
-        sizes = torch.tensor([units.kl.numel() for units in layers])
-        shares = [*(counts / sizes[:, None, None]), counts.sum(0) / sizes.sum()]
-        colours = [*_colours(len(layers)), INK]
-        labels = [*(f"layer {layer}" for layer in range(len(layers))), "all"]
-        for share, colour, label in zip(shares, colours, labels, strict=True):
-            middle, low, high = share.T.tolist()
-            wide = label == "all"
-            axes.plot(THRESHOLDS, middle, color=colour, label=label, lw=2 if wide else 1)
-            axes.fill_between(THRESHOLDS, low, high, color=colour, alpha=0.15, lw=0)
-        axes.axvline(ACTIVE_THRESHOLD, color=INK, ls=":", lw=1)
-        axes.set_xscale("log")
-        axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(_percent())
-        _legend(axes, len(layers) + 1)
-    return Drawing("active_units", figure, title)
+def draw_active_curve(content: ReportContent) -> Drawing:
+    """Share of units over each threshold: of every layer, with intervals, and of all units."""
+    sizes = [layer.units for layer in content.layers]
+    counts = torch.tensor([layer.active_by_threshold for layer in content.layers])  # (L, T, 3)
+    everything = (counts[:, :, 0].sum(0) / sum(sizes)).tolist()
+
+    def paint(figure: Figure, panel: list[Axes]) -> None:
+        for axes, layer, count in zip(panel, content.layers, counts, strict=True):
+            middle, low, high = (count / layer.units).T.tolist()
+            axes.fill_between(THRESHOLDS, low, high, color=ACCENT, alpha=0.25, lw=0)
+            _curve(axes, THRESHOLDS, middle, everything, ACTIVE_THRESHOLD)
+            axes.set_title(f"layer {layer.name}: {layer.active / layer.units:.0%}", fontsize=8)
+        figure.supxlabel("threshold on the variance of E[z | x] over x", fontsize=9)
+        figure.supylabel("active units", fontsize=9)
+
+    title = f"Active units by threshold; in the titles, at {ACTIVE_THRESHOLD:g} (dotted)"
+    text = findings.active_curve(content)
+    return small_multiples("active_units", title, text, paint, len(sizes))
 
 
-def draw_collapse_curve(layers: Sequence[LatentUnits]) -> Drawing:
-    """Share of (ε, δ)-collapsed units by ε, per layer."""
-    title = f"Units whose KL is under ε for at least {1 - DELTA:.0%} of the images"
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(title, "ε (nats per unit)", "collapsed units")
-        for layer, (units, colour) in enumerate(zip(layers, _colours(len(layers)), strict=True)):
-            shares = [units.collapsed(i) / units.kl.numel() for i in range(len(EPSILONS))]
-            axes.plot(EPSILONS, shares, color=colour, label=f"layer {layer}")
-        axes.set_xscale("log")
-        axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(_percent())
-        _legend(axes, len(layers))
-    return Drawing("collapsed_units", figure, title)
+def draw_collapse_curve(content: ReportContent) -> Drawing:
+    """Share of (ε, δ)-collapsed units by ε: of every layer, and of all units."""
+    sizes = [layer.units for layer in content.layers]
+    counts = torch.tensor([layer.collapsed_by_epsilon for layer in content.layers])  # (L, E)
+    everything = (counts.sum(0) / sum(sizes)).tolist()
+
+    def paint(figure: Figure, panel: list[Axes]) -> None:
+        for axes, layer, count in zip(panel, content.layers, counts, strict=True):
+            shares = (count / layer.units).tolist()
+            _curve(axes, EPSILONS, shares, everything, EPSILON)
+            at_epsilon = shares[EPSILONS.index(EPSILON)]
+            axes.set_title(f"layer {layer.name}: {at_epsilon:.0%}", fontsize=8)
+        figure.supxlabel("ε (nats per unit)", fontsize=9)
+        figure.supylabel("collapsed units", fontsize=9)
+
+    title = (
+        f"Units whose KL is under ε for at least {1 - DELTA:.0%} of the images; in the titles, at "
+        f"ε = {EPSILON:g} (dotted)"
+    )
+    text = findings.collapse_curve(content)
+    return small_multiples("collapsed_units", title, text, paint, len(sizes))
 
 
-def draw_interventions(top: Sequence[Ablation], without: Sequence[Ablation]) -> Drawing:
-    """The bound by the number of top layers kept, and its loss without each layer."""
-    title = "Layers drawn from their priors instead of inferred from the image"
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((9, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        figure.suptitle(title, fontsize=10)
-        kept = [ablation.kept for ablation in top]
-        nelbo = [ablation.nelbo for ablation in top]
-        left.plot(kept, nelbo, color=ACCENT, marker="o", label="−ELBO")
-        left.plot(
-            kept,
-            [ablation.reconstruction for ablation in top],
-            color=SECOND,
-            marker="s",
-            ls="--",
-            label="reconstruction",
-        )
-        left.set(xlabel="top layers kept, the rest from the prior", ylabel="nats per image")
-        left.set_xticks(kept[:: 1 + len(kept) // 20])
-        left.legend()
-        layers = list(range(len(without)))
-        losses = [ablation.lost for ablation in without]
-        errors = [Z_95 * ablation.lost_se for ablation in without]
-        right.bar(layers, losses, yerr=errors, color=ACCENT, ecolor=INK, error_kw={"lw": 1})
-        right.axhline(0, color=INK, lw=0.8)
-        right.set(xlabel="layer replaced by its prior", ylabel="rise of −ELBO (nats per image)")
-        right.set_yscale("symlog", linthresh=0.1)
-        right.yaxis.set_major_formatter("{x:g}")
-        right.set_xticks(layers[:: 1 + len(layers) // 20])
-        for axes in (left, right):
-            axes.grid(axis="y")
-            axes.set_axisbelow(True)
-    return Drawing("interventions", figure, title)
+def _curve(
+    axes: Axes, x: Sequence[float], own: Sequence[float], everything: Sequence[float], usual: float
+) -> None:
+    """A layer's shares, those of all units, and a line at the usual threshold."""
+    axes.plot(x, everything, color=INK, ls="--", lw=0.8)
+    axes.plot(x, own, color=ACCENT, lw=1.6)
+    axes.axvline(usual, color=INK, ls=":", lw=1)
+    axes.set_xscale("log")
+    axes.set_xticks([10.0**k for k in (-4, -2, 0)])
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_yticks([0, 0.5, 1])
+    axes.yaxis.set_major_formatter(percent())
+    axes.tick_params(labelsize=8)
+    grid(axes)
 
 
-def draw_rate_distortion(top: Sequence[Ablation]) -> Drawing:
-    """Distortion against rate as layers are added from the top; points are numbers of layers."""
-    title = "Rate and distortion as layers are added from the top"
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(title, "rate: KL of the layers kept (nats)", "−log p(x | z) (nats)")
-        rate, distortion = [row.rate for row in top], [row.reconstruction for row in top]
-        axes.plot(rate, distortion, color=ACCENT, marker="o")
-        for row in top:
-            axes.annotate(
-                str(row.kept),
-                (row.rate, row.reconstruction),
-                (4, 4),
-                textcoords="offset points",
-                fontsize=8,
-                color=INK,
-            )
-    return Drawing("rate_distortion", figure, title)
+def draw_kl_maps(content: ReportContent) -> Drawing:
+    """KL of each position, summed over a layer's channels; all one scale, collapsed ones grey."""
+    maps = {
+        layer.layer: torch.tensor(layer.per_unit.kl).view(layer.shape).sum(0)
+        for layer in content.layers
+        if not layer.has_collapsed
+    }
+    largest = max((values.max().item() for values in maps.values()), default=0.0) or 1.0
+    scale = LogNorm(largest / 10.0**DECADES, largest, clip=True)
 
-
-def draw_information(aggregate: Aggregate, kl: Sequence[float]) -> Drawing:
-    """Mutual information of the top layers and the image, with their cumulative KL."""
-    title = f"Information about which of {aggregate.images} images it is"
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(title, "layers 0 … l", "nats")
-        layers = list(range(len(kl)))
-        means, errors = zip(*aggregate.information, strict=True)
-        cumulative = torch.tensor(kl).cumsum(0).tolist()
-        axes.plot(layers, cumulative, color=SECOND, marker="s", ls="--", label="KL, cumulative")
-        axes.errorbar(
-            layers,
-            means,
-            yerr=[1.96 * e for e in errors],
-            color=ACCENT,
-            ecolor=INK,
-            marker="o",
-            label="mutual information",
-        )
-        axes.axhline(aggregate.ceiling, color=INK, ls=":", lw=1, label="log N: all told apart")
-        axes.set_ylim(bottom=0)
-        axes.set_xticks(layers[:: 1 + len(layers) // 20])
-        axes.legend()
-    return Drawing("information", figure, title)
-
-
-def draw_aggregates(aggregate: Aggregate) -> Drawing:
-    """Histograms of each layer's aggregate posterior and of its prior."""
-    title = "Aggregate posterior (bars) and prior (line); latents standardised by their priors"
-    with matplotlib.rc_context(STYLE):
-        figure, grid = small_grid(len(aggregate.histograms), title, 1.5)
-        for layer, (axes, histogram) in enumerate(zip(grid, aggregate.histograms, strict=False)):
-            edges = histogram.edges
-            width = edges[1] - edges[0]
-            density = [share / width for share in histogram.posterior]
-            axes.stairs(density, edges, fill=True, color=ACCENT, alpha=0.7)
-            axes.stairs([share / width for share in histogram.prior], edges, color=INK, lw=1)
-            axes.set_title(f"layer {layer}", fontsize=8)
-            axes.set_xlabel("(z − μ)/σ of the prior" if histogram.standardised else "u", fontsize=7)
-            axes.set_yticks([])
-            axes.tick_params(labelsize=7)
-    return Drawing("aggregates", figure, title)
-
-
-def draw_kl_maps(layers: Sequence[LatentUnits], context: bool) -> Drawing:
-    """KL of each position, summed over a layer's channels."""
-    title = "KL by position (nats, mean over images, channels summed)"
-    with matplotlib.rc_context(STYLE):
-        figure, grid = small_grid(len(layers), title, 1.7)
-        for layer, (axes, units) in enumerate(zip(grid, layers, strict=False)):
-            values = units.kl.view(units.shape).sum(0)
-            image = axes.imshow(values.numpy(), cmap="viridis", vmin=0, interpolation="none")
-            name = f"layer {layer}" + (" (context)" if context and layer == 0 else "")
-            axes.set_title(name, fontsize=8)
+    def paint(figure: Figure, panel: list[Axes]) -> None:
+        image = None
+        for axes, layer in zip(panel, content.layers, strict=True):
+            axes.set_title(f"layer {layer.name}\n{layer.kl:.3g} nats", fontsize=8)
             axes.set_xticks([])
             axes.set_yticks([])
-            bar = figure.colorbar(image, ax=axes, shrink=0.8)
-            bar.ax.tick_params(labelsize=7)
+            if layer.layer in maps:
+                values = maps[layer.layer].clamp(min=scale.vmin).numpy()
+                image = axes.imshow(values, cmap="cividis", norm=scale, interpolation="none")
+            else:
+                _grey(axes, layer)
+        if image is not None:
+            label = f"KL (nats per position); {scale.vmin:.1g} and less at the left"
+            bar = figure.colorbar(
+                image, ax=panel, orientation="horizontal", shrink=0.6, aspect=40, label=label
+            )
+            bar.ax.xaxis.set_major_formatter("{x:g}")
             bar.outline.set_visible(False)
-    return Drawing("kl_maps", figure, title)
+
+    text = findings.kl_maps(content, {layer: values.tolist() for layer, values in maps.items()})
+    title = "KL by position (mean over images, channels summed), one scale for all layers"
+    return small_multiples("kl_maps", title, text, paint, len(content.layers), shared=False)
 
 
-def draw_comparison(kl: dict[str, Sequence[float]], curves: dict[str, Sequence[float]]) -> Drawing:
-    """KL per layer of several models, beside their active units by threshold."""
-    title = "KL per layer, and active units by threshold"
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((9, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        figure.suptitle(title, fontsize=10)
-        width = 0.8 / len(kl)
-        colours = matplotlib.colormaps["tab10"].colors
-        bars = {}
-        for index, (name, values) in enumerate(kl.items()):
-            offset = width * (index - 0.5 * (len(kl) - 1))
-            positions = [layer + offset for layer in range(len(values))]
-            colour = colours[index % len(colours)]
-            bars[verbatim(name)] = left.bar(positions, values, width, color=colour)
-            right.plot(THRESHOLDS, curves[name], color=colour)
-        left.set(xlabel="layer (0 = top)", ylabel="KL (nats per image)")
-        left.set_xticks(range(max(map(len, kl.values()))))
-        left.legend(bars.values(), bars)
-        right.set(xlabel="threshold on the variance of E[z | x] over x", ylabel="active units")
-        right.axvline(ACTIVE_THRESHOLD, color=INK, ls=":", lw=1)
-        right.set_xscale("log")
-        right.set_ylim(0, 1.02)
-        right.yaxis.set_major_formatter(_percent())
-        for axes in (left, right):
-            axes.grid(axis="y")
-            axes.set_axisbelow(True)
-    return Drawing("comparison", figure, title)
-
-
-def _axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.6)) -> tuple[Figure, Axes]:
-    figure = Figure(size, layout="constrained")
-    axes = figure.subplots()
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid()
-    return figure, axes
-
-
-def small_grid(count: int, title: str, side: float) -> tuple[Figure, list[Axes]]:
-    """A figure with a grid of small axes, the first `count` of them visible."""
-    columns = min(count, 6)
-    rows = -(-count // columns)
-    figure = Figure((side * columns + 0.3, side * rows + 0.5), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid[count:]:
-        axes.set_visible(False)
-    return figure, grid
-
-
-def _colours(count: int) -> list:
-    return list(matplotlib.colormaps["viridis"](torch.linspace(0.25, 0.88, count).tolist()))
-
-
-def _legend(axes: Axes, entries: int) -> None:
-    """A legend to the right of the plot, in as many columns as its entries need."""
-    axes.legend(
-        ncols=1 + entries // 11, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5)
-    )
-
-
-def _percent() -> Formatter:
-    return PercentFormatter(1.0, 0)
+def _grey(axes: Axes, layer: LayerReport) -> None:
+    _, height, width = layer.shape
+    axes.set_aspect(height / width)
+    axes.axhspan(0, 1, color="0.5", alpha=0.3, lw=0)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.text(0.5, 0.5, "collapsed", ha="center", va="center", fontsize=8, transform=axes.transAxes)
 
 
 def _layer(key: str) -> int:

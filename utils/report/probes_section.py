@@ -4,7 +4,7 @@ from utils.evaluation.collapse import Z_95
 from utils.evaluation.probes import FOLDS, NEIGHBOURS, Accuracy, ProbeRow, Probes
 from utils.report.content import LayerReport, ReportContent
 from utils.report.page import Section
-from utils.table import Cell, Column, Table
+from utils.table import Cell, Column, Table, signed
 
 
 def probes_section(content: ReportContent) -> Section:
@@ -77,7 +77,7 @@ def _cells(name: str, row: ProbeRow, gain) -> list[Cell]:
     added = [NONE, NONE]
     if gain is not None:
         added = [
-            Cell(f"{100 * gain.value:+.1f}", gain.value),
+            signed(100 * gain.value, 1),
             Cell(f"{100 * Z_95 * gain.se:.1f}", gain.se),
         ]
     return [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from model.estimators import ESTIMATORS
 from model.objective import bits_per_dim
-from utils.evaluation.collapse import ACTIVE_THRESHOLD, DELTA, EPSILON
+from utils.evaluation.collapse import ACTIVE_THRESHOLD, DELTA, EPSILON, Z_95
 from utils.evaluation.metrics import Metrics
 from utils.evaluation.quality import ImageQuality
 from utils.evaluation.record import ScoreRecord
@@ -64,11 +64,11 @@ def score_table(record: ScoreRecord) -> Table:
             Column("K", "importance samples per image"),
             Column("paths", "diffusion paths behind each context's own weight", page_only=True),
             Column("ESS", "effective sample size of the K weights, mean over images", drop=4),
-            Column("nll (nats)", "−log p(x), mean over images ± standard error"),
+            Column("nll (nats)", "−log p(x), mean over images ± 95 %"),
             Column("bits/dim", "nats / (dimensions · ln 2)", drop=3),
-            Column("recon.", "−log p(x | z) in nats, mean over images", drop=1),
-            Column("KL", "of all layers in nats, mean over images", drop=2),
-            Column("active", "share of all units that are active"),
+            Column("recon.", "−log p(x | z), mean over images", unit="nats", drop=1),
+            Column("KL", "of all layers, mean over images", unit="nats", drop=2),
+            Column("active", "share of all units that are active", unit="%"),
         ],
         [
             [
@@ -77,7 +77,7 @@ def score_table(record: ScoreRecord) -> Table:
                 samples,
                 prior_samples,
                 ess,
-                with_error(nll, error),
+                with_error(nll, Z_95 * error),
                 number(bits_per_dim(nll, record.dims), 4),
                 number(bound.reconstruction),
                 number(sum(bound.kl)),
@@ -85,7 +85,10 @@ def score_table(record: ScoreRecord) -> Table:
             ]
             for name, samples, prior_samples, ess, nll, error in rows
         ],
-        note="\n".join(f"{name}: {ESTIMATORS[name].description}" for name in no_bounds),
+        note="\n".join(
+            ["±: 95 %, over images"]
+            + [f"{name}: {ESTIMATORS[name].description}" for name in no_bounds]
+        ),
     )
 
 
@@ -122,12 +125,12 @@ _LAYER_COLUMNS = (
     Column("shape", "channels × height × width", page_only=True),
     Column("units", "latent elements"),
     Column("KL (nats)", "mean over images"),
-    Column("±", "standard error over images", page_only=True),
+    Column("±", "95 %, of the KL over images", page_only=True, unit="nats"),
     Column("KL (bits)", "nats / ln 2", page_only=True),
-    Column("share of KL", "of the KL of all layers", drop=1),
-    Column("cumulative", "share of this layer and those above", page_only=True),
+    Column("share of KL", "of the KL of all layers", unit="%", drop=1),
+    Column("cumulative", "share of this layer and those above", page_only=True, unit="%"),
     Column("bits/unit", "KL per latent element", drop=2),
-    Column("active", "share of units whose marginal posterior mean varies over the images"),
+    Column("active", "share of units whose posterior mean varies over the images", unit="%"),
     Column("active units", "their number", page_only=True),
     Column("interval", "of their number, conservative, 95 %", page_only=True),
     Column(
@@ -149,7 +152,7 @@ def _layer_cells(record: ScoreRecord, layer: int, shape: Sequence[int]) -> list[
         Cell(" × ".join(map(str, shape)), units),
         integer(units),
         number(kl, 3),
-        number(bound.kl_se[layer], 3),
+        number(Z_95 * bound.kl_se[layer], 3),
         number(bits_per_dim(kl, 1), 3),
         share(bound.kl_share[layer]),
         share(sum(bound.kl_share[: layer + 1])),
