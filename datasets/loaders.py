@@ -42,6 +42,11 @@ def gathered(images: Images, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor
         yield from ((images[part], part) for part in ids)
 
 
+def evenly_spaced(total: int, count: int) -> Tensor:
+    """Indices of `count` images spread over `total`, which may be sorted by class; all if fewer."""
+    return torch.arange(min(count, total)) * total // max(min(count, total), 1)
+
+
 class TrainBatches:
     """The training set in a fresh order each epoch, in global batches of which this is one share.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datasets.io.on_disk import ImagesOnDisk
-from datasets.loaders import EvaluationBatches, TrainBatches, normalise
+from datasets.loaders import EvaluationBatches, TrainBatches, evenly_spaced, normalise
 from datasets.splits import hold_out
 
 IMAGES = torch.arange(103, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
@@ -141,3 +141,11 @@ def test_the_validation_split_is_fixed():
     assert found[:5] == [0, 5, 13, 17, 18]  # this split is part of every published number
     with pytest.raises(ValueError, match="Only 20 training images"):
         hold_out(IMAGES[:20], 20)
+
+
+def test_evenly_spaced_images_are_of_all_classes():
+    """Folders of images are sorted by class, of which the first images would be one."""
+    labels = torch.arange(1000) // 100
+    assert torch.bincount(labels[evenly_spaced(1000, 50)]).tolist() == [5] * 10
+    assert evenly_spaced(7, 100).tolist() == list(range(7)) and len(evenly_spaced(0, 5)) == 0
+    assert len(evenly_spaced(1000, 999).unique()) == 999

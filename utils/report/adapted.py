@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.fingerprint import images_digest
-from datasets.loaders import EvaluationBatches
+from datasets.loaders import EvaluationBatches, evenly_spaced
 from model.adapter import AdaptedVAE, HierarchicalVAE
 from model.estimators import ESTIMATORS
 from utils.evaluation.bound import estimate_nll, posterior_collapse
@@ -81,8 +81,9 @@ def report(
     fresh = untrained and AdaptedVAE(untrained, subject.images.shape[1:])
     found = _score(model, subject, batches, name, num_samples, noise_seed, terminal)
     ablated = interventions(model, batches, noise_seed, _no_tick)
-    labels = None if subject.labels is None else subject.labels[:PROBED]
-    probes = probe(model, fresh, batches.first(PROBED), labels, _no_tick)
+    ids = evenly_spaced(len(subject.images), PROBED)
+    labels = None if subject.labels is None else subject.labels[ids]
+    probes = probe(model, fresh, batches.at(ids), labels, _no_tick)
     content = report_content(found, ablated, None, probes, model.layer_names)
     folder = Path(output)
     write_scores(folder, f"{subject.split}_scores", found.record.to_json(), found.per_image)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets.loaders import EvaluationBatches
+from datasets.loaders import EvaluationBatches, evenly_spaced
 from model import LadderVAE
 from model.latents import LatentAccess
 from utils.evaluation.information import aggregate_posterior, interventions
@@ -78,14 +78,15 @@ def write_pages(
 def measure_probes(
     model: LadderVAE, settings: Settings, batches: EvaluationBatches, job: Job
 ) -> Probes | str:
-    """The probes of the first task.probe_images images, or why there are none."""
+    """The probes of task.probe_images images, or why there are none."""
     count = settings.task.probe_images
     if count == 0:
         return "task.probe_images=0 asks for none."
-    labels = None if batches.labels is None else batches.labels[:count]
+    ids = evenly_spaced(len(batches.images), count)
+    labels = None if batches.labels is None else batches.labels[ids]
     with job.terminal.bar("probes", model.num_latents) as bar:
         fresh = untrained_like(model, settings)
-        return probe(model, fresh, batches.first(count), labels, bar.count)
+        return probe(model, fresh, batches.at(ids), labels, bar.count)
 
 
 def draw(

@@ -40,14 +40,15 @@ def write_ood(record: OodRecord, scores: Sequence[Score], folder: Path) -> Path:
         ],
         [
             Section("Scores", paragraphs=EXPLANATION, tables=[ood_table(record)]),
-            Section(
-                "Histograms",
-                drawings=[(drawing, "The further apart, the better the score tells them.")],
-            ),
+            Section("Histograms", drawings=[(drawing, CAPTION)]),
         ],
     )
 
 
+CAPTION = (
+    "The further apart, the better the score tells them. The outermost bars also hold what is "
+    "beyond."
+)
 EXPLANATION = (
     "Every score is read as “the higher, the more foreign”. An AUROC under 0.5 says that it is the "
     "other way round: the foreign images look more familiar than the model's own.",

@@ -1,5 +1,7 @@
 """task=encode: the latents of images, in files."""
 
+import math
+
 from utils.errors import ConfigError
 from utils.evaluation.encoding import Subject, describe, write_latents
 from utils.files import file_digest
@@ -44,9 +46,9 @@ def encode(command: Command, processes: Processes) -> None:
             bar.count,
         )
     main_first(processes, lambda: None)  # all have written
-    shapes = ", ".join(map(str, encoding.shapes))
-    files = f", {encoding.files} files" if encoding.files > 1 else ""
+    files = f" in {encoding.files} files" if encoding.files > 1 else ""
+    numbers = sum(map(math.prod, encoding.shapes))
     job.terminal.line(
-        f"{encoding.images:,} {task.split} images of {encoding.dataset}{files}: the {task.values} "
-        f"of layer(s) {', '.join(map(str, layers))} {shapes} in {path}"
+        f"The {task.values}s of {len(layers)} layer(s), {numbers:,} numbers each, of "
+        f"{encoding.images:,} {task.split} images of {encoding.dataset}{files}: {path}"
     )

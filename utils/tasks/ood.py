@@ -2,11 +2,10 @@
 
 import os
 
-import torch
 from torch import Tensor
 
 from datasets.fingerprint import images_digest
-from datasets.loaders import EvaluationBatches
+from datasets.loaders import EvaluationBatches, evenly_spaced
 from datasets.splits import ImageSplits
 from utils.errors import ConfigError
 from utils.evaluation.ood import REPLICATES, OodRecord, detect, score_both
@@ -86,7 +85,7 @@ def other_splits(settings: Settings, job: Job) -> ImageSplits:
 def equal_numbers(
     inside: ImageSplits, outside: ImageSplits, split: str, most: int | None
 ) -> list[Tensor]:
-    """The first images of both splits, as many of one as of the other: (N, C, H, W) uint8 each.
+    """As many images of one split as of the other, spread over each: (N, C, H, W) uint8.
 
     Raises:
         ConfigError: if a split is empty.
@@ -95,5 +94,4 @@ def equal_numbers(
     count = min(len(both[0]), len(both[1]), most or len(both[0]))
     if count == 0:
         raise ConfigError(f"task.split={split} has no images in one of the data sets: use another.")
-    first = torch.arange(count)
-    return [images[first] for images in both]
+    return [images[evenly_spaced(len(images), count)] for images in both]
