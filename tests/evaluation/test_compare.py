@@ -227,6 +227,21 @@ def test_names_are_shown_as_they_are():
             assert f">{letter}: {name}</text>" in text and f">{letter}</text>" in text
 
 
+@pytest.mark.parametrize("count", [1, 9])
+def test_one_group_and_many_have_room_for_their_names(count):
+    """Beside the panels, or below them on a narrow page."""
+    named = [run(f"{n} of some long and many-worded names of models") for n in range(count)]
+    drawing = draw_comparison(compare([run(named[0].record.name, 1), *named]).groups)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's, where the legend leaves the axes no room
+        for narrow in (False, True):
+            text = vector(drawing, narrow)
+            letters = [chr(ord("A") + n) for n in range(count)]
+            assert all(f">{letter}</text>" in text for letter in letters)
+            assert text.count("of some long and many-") == count
+    assert drawing.text.endswith("active.") and "0.01" not in drawing.text
+
+
 def with_settings(made: Run, **groups) -> Run:
     """The run with more settings: groups of them by name."""
     config = {**made.record.config, **groups}

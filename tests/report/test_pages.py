@@ -17,7 +17,7 @@ from utils.table import number, signed, with_error
 
 DIMENSIONLESS = {"split", "estimator", "K", "paths", "ESS", "layer", "", "shape", "units", "unit"}
 DIMENSIONLESS |= {"active units", "interval", "collapsed", "k", "residual", "mixed units"}
-DIMENSIONLESS |= {"least: image", "most: image"}
+DIMENSIONLESS |= {"least: image", "most: image", "ceiling"}
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,13 @@ def conditions(task: EvaluationTask) -> dict[str, int | str]:
     return {"noise_seed": task.noise_seed}
 
 
+def checkpoint_name(path: str, digest: str) -> str:
+    """A checkpoint's file, run and fingerprint: these hold wherever the files are moved."""
+    *_, run, folder, file = ("", "", *Path(path).parts)
+    name = f"{file} of {run}" if folder == "checkpoints" and run else file
+    return f"{name}, SHA-256 {digest}…" if digest else name
+
+
 class ScoreRecord(BaseModel, frozen=True, defer_build=True):
     """Every figure of a model on a split, and what it was evaluated on and from.
 
@@ -88,11 +95,8 @@ class ScoreRecord(BaseModel, frozen=True, defer_build=True):
 
     @property
     def checkpoint_name(self) -> str:
-        """The checkpoint's file, run and fingerprint: these hold wherever the files are moved."""
-        *_, folder, file = ("", *Path(self.checkpoint).parts)
-        run = Path(self.checkpoint).parent.parent.name
-        name = f"{file} of {run}" if folder == "checkpoints" and run else file
-        return f"{name}, SHA-256 {self.checkpoint_digest}…" if self.checkpoint_digest else name
+        """The checkpoint as pages name it."""
+        return checkpoint_name(self.checkpoint, self.checkpoint_digest)
 
     @property
     def conditions_text(self) -> str:

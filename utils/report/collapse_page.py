@@ -283,7 +283,7 @@ def information_table(content: ReportContent) -> Table:
             Column("I(x; z top … l)", "this layer and those above, ± 95 %", unit="nats"),
             Column("added", "by this layer, given those above, ± 95 %", unit="nats"),
             Column("KL, cumulative", "of this layer and those above, all images", unit="nats"),
-            Column("ceiling", f"reached: within {SATURATION:g} nats of log N", unit="of log N"),
+            Column("ceiling", f"reached: within {SATURATION:g} nats of log N; –: it isn't"),
             Column("residual", "mean squared standardised latent, ± 95 %; 1 is the prior's"),
         ],
         [

@@ -110,12 +110,26 @@ def aggregates(content: ReportContent) -> str:
 
 def comparison(kl: Mapping[str, Sequence[float]], active: Mapping[str, float]) -> str:
     """KL and active units of each group; kl: nats per layer from the top, active: shares."""
+    total = {name: sum(values) for name, values in kl.items()}
+    top = {name: values[0] for name, values in kl.items()}
+    if len(kl) > 4:
+        shares = {name: f"{share:.1%}" for name, share in active.items()}
+        least, most = min(active, key=active.get), max(active, key=active.get)
+        return (
+            f"KL is {_range(total)}, in the top layer {_range(top)}; {shares[least]} ({least}) to "
+            f"{shares[most]} ({most}) of the units are active."
+        )
     parts = [
-        f"{name}: {sum(values):.2f} nats of KL, {values[0]:.2f} in the top layer, "
+        f"{name}: {total[name]:.2f} nats of KL, {top[name]:.2f} in the top layer, "
         f"{active[name]:.1%} of the units active"
-        for name, values in kl.items()
+        for name in kl
     ]
     return "; ".join(parts) + "."
+
+
+def _range(values: Mapping[str, float]) -> str:
+    least, most = min(values, key=values.get), max(values, key=values.get)
+    return f"{values[least]:.2f} ({least}) to {values[most]:.2f} nats ({most})"
 
 
 def epochs(last: Sequence[float], epoch: int) -> str:

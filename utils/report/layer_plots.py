@@ -51,12 +51,13 @@ def draw_rate_distortion(content: ReportContent) -> Drawing:
         axes.plot(rate, distortion, color=ACCENT, marker="o")
         for first, last in _close_together(rate, distortion):
             label = f"{first}" if first == last else f"{first} … {last}"
-            where = (rate[last], distortion[first])
+            where = (rate[last], distortion[last])
             axes.annotate(label, where, (4, 4), textcoords="offset points", fontsize=8)
         axes.set(
             xlabel="rate: KL of the layers kept (nats per image)",
             ylabel="distortion: −log p(x | z)\n(nats per image)",
         )
+        axes.margins(0.12)
         grid(axes)
 
     title = "Rate and distortion as layers are added from the top"
@@ -68,10 +69,9 @@ def _close_together(x: Sequence[float], y: Sequence[float]) -> list[tuple[int, i
     spans = [max(values) - min(values) or 1.0 for values in (x, y)]
     runs = [(0, 0)]
     for n in range(1, len(x)):
-        first = runs[-1][0]
-        steps = (abs(x[n] - x[first]) / spans[0], abs(y[n] - y[first]) / spans[1])
+        steps = (abs(x[n] - x[n - 1]) / spans[0], abs(y[n] - y[n - 1]) / spans[1])
         if max(steps) < 0.05:
-            runs[-1] = (first, n)
+            runs[-1] = (runs[-1][0], n)
         else:
             runs.append((n, n))
     return runs

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.evaluation.ood import Detection, Interval, OodRecord, Score
+from utils.evaluation.record import checkpoint_name
 from utils.files import write_arrays, write_json
 from utils.report.drawing import Drawing, save, verbatim
 from utils.report.page import Section, write_page
@@ -34,7 +35,7 @@ def write_ood(record: OodRecord, scores: Sequence[Score], folder: Path) -> Path:
         [
             f"{record.images:,} {record.split} images of each; {record.samples} posterior "
             f"sample(s) per image; noise_seed {record.noise_seed}.",
-            f"Checkpoint: {record.checkpoint}.",
+            f"Checkpoint: {checkpoint_name(record.checkpoint, record.checkpoint_digest)}.",
             "Intervals are 95 %, by a bootstrap over the images of both sides "
             f"({record.replicates:,} replicates).",
         ],

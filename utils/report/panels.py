@@ -30,24 +30,36 @@ def panels(
     paint: Callable[..., None],
     count: int = 2,
     height: float = 3.4,
-    sharey: bool = False,
+    legend_lines: int = 0,
 ) -> Drawing:
     """A drawing of `count` panels: side by side on a wide page, stacked on a narrow one.
 
     paint(axes, …) draws them, and is called with as many axes. height: of a panel, in inches.
+    legend_lines: of a legend beside the panels, or below them on a narrow page, for which `beside`
+    makes room.
     """
 
     def figure(stacked: bool) -> Figure:
         shape = (count, 1) if stacked else (1, count)
-        size = (NARROW, height * count) if stacked else (WIDE if count > 1 else 7.5, height)
+        legend = LABEL_HEIGHT * legend_lines
+        size = (WIDE if count > 1 else 7.5, max(height, legend + 0.6))
+        if stacked:
+            size = (NARROW, height * count + legend)
         made = Figure(size, layout="constrained")
-        axes = made.subplots(*shape, squeeze=False, sharey=sharey and not stacked)
+        axes = made.subplots(*shape, squeeze=False)
         _set_title(made, title, size[0])
         paint(*axes.flat)
         return made
 
     with matplotlib.rc_context(STYLE):
         return Drawing(name, figure(False), text, figure(True))
+
+
+def beside(axes: Axes) -> None:
+    """A legend of the axes' series beside all panels, or below them on a narrow page."""
+    figure = axes.get_figure()
+    where = "right upper" if figure.get_figwidth() > NARROW else "lower left"
+    figure.legend(*axes.get_legend_handles_labels(), loc=f"outside {where}", fontsize=8)
 
 
 def small_multiples(
@@ -106,7 +118,7 @@ def dots(
         axes.annotate(
             label, (value + margin[1], row), (5, 0), textcoords="offset points", va="center"
         )
-    axes.margins(x=0.2)
+    axes.margins(x=0.3)
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_yticks(range(len(values)))
     axes.set_ylabel("layer (0 = top)")
@@ -138,6 +150,7 @@ def name_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     heights = [to_fraction.transform((x, y))[1] for x, y, *_ in ends]
     lines = max(text.count("\n") + 1 for _, _, text, _ in ends)
     apart = _moved_apart(heights, LABEL_HEIGHT * lines / height)
+    leader = {"arrowstyle": "-", "lw": 0.8, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
     for (x, y, text, colour), where in zip(ends, apart, strict=True):
         axes.annotate(
             text,
@@ -147,7 +160,7 @@ def name_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
             va="center",
             fontsize=8,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8, "shrinkA": 0, "shrinkB": 2},
+            arrowprops={**leader, "color": colour},
         )
 
 

@@ -21,6 +21,7 @@ MOST_ROWS = 9
 PATHS = 3  # diffusion paths in each direction
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0)
 TRAVERSED, PER_LAYER, STEPS, REACH = 8, 2, 9, 3.0  # units, units per layer, values, ±deviations
+RMS = "root mean square, intensities 0 … 1"
 VARIATION = "standard deviation between samples, intensities 0 … 1"
 
 
@@ -89,18 +90,18 @@ def draw_reconstructions(model: LadderVAE, x: Tensor, seed: int) -> list[Drawing
     full = reconstruct(len(values))
     rows = [("x", x), ("reconstruction", full), ("difference", (full - x) / 2)]
     title = "Reconstructions: all latents from the posterior"
-    text = f"Reconstructions of {len(x)} images differ from them by {_error(full, x)}."
+    text = f"Reconstructions of {len(x)} images differ from them by {_error(full, x):.3f} ({RMS})."
     drawings = [image_rows("reconstructions", title, rows, text)]
     rows = [(f"top {k} kept", reconstruct(k)) for k in spread(len(values))]
     title = f"Top k of {len(values)} latents from the posterior, the rest from the prior"
-    first, last = (f"{_error(images, x)} with the {label}" for label, images in _ends(rows))
-    text = f"The images differ from x by {first}, by {last}."
+    first, last = (f"{_error(images, x):.3f} with the {label}" for label, images in _ends(rows))
+    text = f"The images differ from x by {first}, by {last} ({RMS})."
     drawings.append(image_rows("reconstructions_top", title, [("x", x), *rows], text))
     if model.has_context:
         context = model.decoder.context.render(values[0])
         numbers = " × ".join(map(str, values[0].shape[1:]))
         title = f"The context in image space ({numbers} numbers)"
-        text = f"{numbers} numbers show the image but for {_error(context, x)}."
+        text = f"The images differ from x by {_error(context, x):.3f} ({RMS})."
         drawings.append(image_rows("context", title, [("x", x), ("context", context)], text))
     return drawings
 
@@ -248,10 +249,9 @@ def _change(images: Tensor) -> float:
     return (images[-1] - images[0]).abs().mean().item() / 2
 
 
-def _error(images: Tensor, x: Tensor) -> str:
-    """The difference from x in words."""
-    error = ((images - x) / 2).square().mean().sqrt().item()
-    return f"{error:.3f} (root mean square, intensities 0 … 1)"
+def _error(images: Tensor, x: Tensor) -> float:
+    """Root mean square difference from x, on 0 … 1."""
+    return ((images - x) / 2).square().mean().sqrt().item()
 
 
 def _ends(rows: Sequence[tuple[str, Tensor]]) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
