@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.distributions import sum_per_image
+from model.likelihoods import Likelihood
 from model.noise import Noise
 
 
@@ -78,7 +79,7 @@ class LatentAccess:
         latents: Sequence[EncodedLayer | Tensor | None],
         temperature: float = 1.0,
         noise: Noise | None = None,
-    ):
+    ) -> Likelihood:
         """p(x | latents) of n rows, a likelihood with `mean`, `sample()` and `log_prob(x)`.
 
         latents: from the top, what `latents` returned (its samples are taken) or tensors
@@ -112,8 +113,8 @@ class LatentAccess:
         Raises:
             ValueError: if a layer does not exist, steps is below 2, or the shapes differ.
         """
-        if steps < 2:
-            raise ValueError(f"steps={steps} leaves out an end: use 2 or more.")
+        if not isinstance(steps, int) or steps < 2:
+            raise ValueError(f"steps={steps} is no way to both ends: use a whole number from 2.")
         moved, a, b = self._encode_pair(x_a, x_b, layers, temperature, noise)
         images = []
         for way in torch.linspace(0.0, 1.0, steps).tolist():
@@ -156,10 +157,11 @@ class LatentAccess:
             ValueError: if one of them does not exist, or none is named.
         """
         count = len(self.latent_shapes)
-        chosen = sorted(set(range(count) if layers is None else layers))
-        if not chosen or chosen[0] < 0 or chosen[-1] >= count:
+        named = range(count) if layers is None else layers
+        chosen = [layer for layer in range(count) if isinstance(named, Sequence) and layer in named]
+        if not chosen or not set(named) <= set(chosen):
             raise ValueError(
-                f"layers={list(layers)} names no layers of this model: use numbers from 0 (the "
+                f"layers={layers} names no layers of this model: use numbers from 0 (the "
                 f"top) to {count - 1}."
             )
         return chosen

@@ -35,9 +35,10 @@ def test_scores_of_foreign_images_by_the_command(trained, tmp_path):
     arrays = np.load(tmp_path / "here" / "ood.npz")
     assert len(arrays["inside_−ELBO"]) == len(arrays["outside_LLR>1_mode"]) == 297
     page = (tmp_path / "here" / "ood.html").read_text()
-    assert "digits_inverted" in page and page.count("<svg") == 1
+    assert "digits_inverted" in page and "histograms" in page.lower() and "<svg" in page
 
 
+@pytest.mark.slow
 def test_mistakes_get_one_sentence_and_write_nothing(trained, tmp_path):
     checkpoint = [f"checkpoint={only_run(trained[0])}", OWN_DATA, "task.output=here"]
     none = [checkpoint[0], "dataset._target_=tests.few_digits.none", "task.output=here"]

@@ -26,7 +26,7 @@ from utils.settings.build import build_model
 from utils.settings.schema import Settings
 
 FOLDS, NEIGHBOURS, PENALTY = 5, 5, 10.0  # PENALTY is scikit-learn's C: larger is weaker
-ITERATIONS = 100
+ITERATIONS = 30  # of L-BFGS: with 100, a trained MNIST model's accuracies differ by 0.8 points
 AT_ONCE = 100  # images encoded
 
 
