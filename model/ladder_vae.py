@@ -199,7 +199,9 @@ class LadderVAE(LatentAccess, Part):
         Raises:
             ValueError: if n is below 1, or the temperature negative.
         """
-        check_draws(n, temperature)
+        check_temperature(temperature)
+        if not given:  # what is given may be of no image, where a process has none
+            check_draws(n, temperature)
         noise = noise or Noise.fresh(n, self.device)
         tops = self.decoder.num_top
         top = list(given[:tops])
