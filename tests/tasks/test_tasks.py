@@ -55,7 +55,7 @@ def test_runs_are_compared_from_their_scores_and_a_checkpoint_is_scored(trained,
     assert "among the runs twice" in found.stderr  # the same settings and the seed just given
     call(tmp_path, *PLAIN, *QUIET, "train.max_epochs=1")
     output = call(tmp_path, "task=compare", f"runs=[{run},runs/digits_ladder*]").stdout
-    assert "Scoring" not in output and "digits_ladder less digits_dct_ladder" in output
+    assert "Scoring" not in output and "B: digits_ladder" in output and "B less A" in output
     content = json.loads((tmp_path / "runs" / "compare" / "compare.json").read_text())
     assert [group["label"] for group in content["groups"]] == ["digits_dct_ladder", "digits_ladder"]
     found = json.loads((run / "results.json").read_text())

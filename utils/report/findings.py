@@ -86,7 +86,7 @@ def rate_distortion(content: ReportContent) -> str:
     return (
         f"For {top[-1].rate:.2f} nats of rate the distortion falls from "
         f"{top[0].reconstruction:.2f} to {top[-1].reconstruction:.2f} nats; {called(layer)} brings "
-        f"most, {gain:.2f} for {cost:.2f}."
+        f"most, {gain:.2f} for {cost:.2f} nats."
     )
 
 
