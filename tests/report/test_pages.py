@@ -132,7 +132,7 @@ def test_the_glossary_is_the_same_on_the_page_and_in_the_docs(written):
 def test_the_checkpoint_is_named_wherever_the_page_is_moved(written, content):
     named = content.model_copy(update={"checkpoint": "../there/run-1/checkpoints/best.pth"})
     fingerprint = content.checkpoint_digest
-    assert named.checkpoint_name == f"best.pth of run-1, SHA-256 {fingerprint}…"
+    assert named.checkpoint_name == f"best.pth of run-1 (SHA-256 {fingerprint}…)"
     elsewhere = content.model_copy(update={"checkpoint": "x/a.pth", "checkpoint_digest": ""})
     assert elsewhere.checkpoint_name == "a.pth"
     assert content.checkpoint_name in Page(written[2]).text and "../" not in Page(written[2]).text

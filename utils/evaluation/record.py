@@ -28,7 +28,7 @@ def checkpoint_name(path: str, digest: str) -> str:
     """A checkpoint's file, run and fingerprint: these hold wherever the files are moved."""
     *_, run, folder, file = ("", "", *Path(path).parts)
     name = f"{file} of {run}" if folder == "checkpoints" and run else file
-    return f"{name}, SHA-256 {digest}…" if digest else name
+    return f"{name} (SHA-256 {digest}…)" if digest else name
 
 
 class ScoreRecord(BaseModel, frozen=True, defer_build=True):

@@ -37,9 +37,7 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: (
-            value.replace("5 %", "5\N{NO-BREAK SPACE}%") if type(value) is str else value
-        ),
+        finalize=_unbroken,
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     numbers = count(1)  # of captions that label a table or a drawing
@@ -52,3 +50,8 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
     )
     make_folder(path.parent)
     return atomic_write(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+def _unbroken(value: object) -> object:
+    """A text whose “95 %” no line break divides."""
+    return value.replace("5 %", "5\N{NO-BREAK SPACE}%") if type(value) is str else value
