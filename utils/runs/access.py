@@ -84,6 +84,17 @@ def locked(folder: Path) -> AbstractContextManager:
             ) from error
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds a run's folder."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except ConfigError:
+        return True
+
+
 class RunLog(RotatingFileHandler):
     """Follows no link; silent where it can't be written, since other files then say so."""
 

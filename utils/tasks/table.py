@@ -5,6 +5,7 @@ from utils.tasks.compare import compare
 from utils.tasks.encode import encode
 from utils.tasks.export import export
 from utils.tasks.interpolate import interpolate
+from utils.tasks.matrix import matrix
 from utils.tasks.ood import ood
 from utils.tasks.reconstruct import reconstruct
 from utils.tasks.sample import sample
@@ -16,6 +17,7 @@ ALL = (
     report,
     export,
     compare,
+    matrix,
     sample,
     reconstruct,
     encode,

@@ -92,6 +92,18 @@ class CompareTask(EvaluationTask):
     output: Output
 
 
+class MatrixTask(EvaluationTask):
+    """task=matrix."""
+
+    name: Literal["matrix"]
+    arms: Annotated[list[Text], Field(min_length=1)]
+    crossed: list[Text] = Field(alias="with")
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    jobs: Annotated[int, Field(ge=0, le=1024)]
+    mi_images: InformationImages
+    output: Output
+
+
 class SampleTask(EvaluationTask):
     """task=sample."""
 
@@ -162,6 +174,7 @@ Task = Union[  # noqa: UP007  a discriminated union is built of these
     ReportTask,
     ExportTask,
     CompareTask,
+    MatrixTask,
     SampleTask,
     ReconstructTask,
     EncodeTask,

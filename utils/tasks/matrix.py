@@ -1,0 +1,59 @@
+"""task=matrix: remedies × seeds, trained where they are missing, and a page that compares them."""
+
+from pathlib import Path
+
+from utils.errors import ConfigError
+from utils.processes.launch import Processes
+from utils.runs.access import results_folder
+from utils.settings.command_line import Command
+from utils.terminal import Terminal
+
+
+def matrix(command: Command, processes: Processes) -> None:
+    """Make every cell, then write the page of all that are there.
+
+    Raises:
+        ConfigError: if cells failed (the page names them), or none of the first arm is finished.
+        Interrupted: when asked to stop; the same command goes on.
+    """
+    from utils.report.matrix import build_matrix  # loads matplotlib and scipy: a second
+    from utils.report.matrix_page import write_matrix
+    from utils.tasks.cell_runner import CellRunner
+    from utils.tasks.cells import launcher_overrides, plan
+
+    if processes.world > 1:
+        raise ConfigError(
+            f"task=matrix starts its runs itself: start it once, without {processes.launcher}, and "
+            "use task.jobs=… or hydra/launcher=…."
+        )
+    task, terminal = command.task, Terminal()
+    cells = plan(command)
+    name = cells[0].folder.name.rpartition("-seed")[0]
+    folder = results_folder(task.output, Path(command.value("runs_dir"), f"matrix-{name}"))
+    folder = folder.absolute()
+    failed: dict[str, str] = {}
+    if task.jobs:
+        terminal.line(f"{len(cells)} runs, {task.jobs} at a time; their logs: {folder / 'logs'}")
+        runner = CellRunner(folder / "logs", task.jobs, launcher_overrides(), terminal)
+        failed = runner.run(cells, command.value("train.grace_seconds"))
+    runs = [run for run in (cell.result() for cell in cells) if run]
+    there = {(run.arm, run.seed) for run in runs}
+    missing = {
+        cell.name: failed.get(cell.name, "not made yet")
+        for cell in cells
+        if (cell.arm.label, cell.seed) not in there
+    }
+    if failed and not any(run.arm == cells[0].arm.label for run in runs):
+        first, reason = next(iter(failed.items()))
+        raise ConfigError(
+            f"{len(failed)} of {len(cells)} runs failed, all of {cells[0].arm.label} among them, "
+            f"from which the others would differ: {first} ({reason})."
+        )
+    settings = {cell.arm.label: cell.arm.settings for cell in cells}
+    page = write_matrix(build_matrix(runs, settings, missing), folder, terminal)
+    if failed:
+        names = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
+        raise ConfigError(
+            f"{len(failed)} of {len(cells)} runs failed: {names}. {page} has the others; the same "
+            "command tries these again."
+        )
