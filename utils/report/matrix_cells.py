@@ -14,14 +14,44 @@ from utils.errors import ConfigError
 from utils.evaluation.bound import NllEstimate
 from utils.evaluation.collapse import Z_95
 from utils.evaluation.compared_runs import read_run
-from utils.evaluation.record import REMEDY
+from utils.evaluation.record import REMEDY, ScoreRecord
 from utils.files import read_json
-from utils.report.content import NEGLIGIBLE_NATS, LayerReport, ReportContent
+from utils.report.content import NEGLIGIBLE_NATS, Estimate
 from utils.runs.folder import RESULTS
 from utils.tracking.sinks import METRICS
 
 GROUPS = ("likelihood", "rate", "information", "use")  # and cost
 ESTIMATOR = "iwae"  # a true bound on −log p(x), whatever the arm
+
+
+class Lost(BaseModel, frozen=True):
+    """By how many nats the bound is worse without a layer."""
+
+    lost: float
+    lost_se: float
+
+
+class Layer(BaseModel, frozen=True):
+    """What the matrix reads of a layer in report.json, which holds more, and in each version else.
+
+    `information` is of the layer and those above it.
+    """
+
+    context: bool
+    units: int
+    kl: float
+    active: int
+    collapsed: int
+    without: Lost
+    information: Estimate
+    saturated: bool
+
+
+class Report(ScoreRecord, frozen=True):
+    """What the matrix reads of report.json."""
+
+    information_images: int
+    layers: list[Layer]
 
 
 @dataclass(frozen=True)
@@ -31,7 +61,7 @@ class CellRun:
     arm: str
     seed: int
     folder: Path
-    report: ReportContent
+    report: Report
     per_image: dict[str, np.ndarray]
     epochs: list[dict]
 
@@ -49,7 +79,7 @@ def read_cell(arm: str, seed: int, folder: Path) -> CellRun:
     """
     path = folder / "report" / "report.json"
     try:
-        report = ReportContent.from_json(read_json(path, REMEDY), path)
+        report = Report.from_json(read_json(path, REMEDY), path)
         lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
         epochs = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
@@ -60,7 +90,7 @@ def read_cell(arm: str, seed: int, folder: Path) -> CellRun:
     return run
 
 
-def _per_image(folder: Path, report: ReportContent) -> dict[str, np.ndarray]:
+def _per_image(folder: Path, report: Report) -> dict[str, np.ndarray]:
     """Of the scores of training's end or, where the report was made later, of those beside it."""
     for stem in (RESULTS, f"{report.split}_scores"):
         path = folder / f"{stem}.json"
@@ -114,7 +144,7 @@ def figures(cell: CellRun) -> CellFigures:
     )
 
 
-def _layer(layer: LayerReport) -> LayerFigures:
+def _layer(layer: Layer) -> LayerFigures:
     return LayerFigures(
         context=layer.context,
         kl=_digits(layer.kl),
@@ -128,7 +158,7 @@ def _digits(value: float, count: int = 6) -> float:
     return float(f"{value:.{count}g}")
 
 
-def in_use(layer: LayerReport, least: float = 0.0) -> bool:
+def in_use(layer: Layer, least: float = 0.0) -> bool:
     """Whether the bound is worse with this layer from its prior, beyond chance and `least` nats."""
     return layer.without.lost > max(least, Z_95 * layer.without.lost_se)
 

@@ -44,7 +44,7 @@ def draw_heat_maps(matrix: Matrix) -> Drawing:
             axes.vlines(edges[:-1] - 0.5, -0.5, len(names) - 0.5, color="white", lw=2.5)
         middles = edges - np.array([len(own) for own in arms.values()]) / 2 - 0.5
         rows[-1].set_xticks(middles, list(map(verbatim, arms)), rotation=35, ha="right")
-    return Drawing("matrix_latents", figure, "KL, active units and use of each latent, by arm")
+    return Drawing("matrix_latents", figure, "KL, active units and use of each latent, by arm.")
 
 
 def _latents(matrix: Matrix) -> list[str]:
@@ -85,7 +85,7 @@ def draw_trade(matrix: Matrix) -> Drawing:
         axes.set(xlabel="I(x; top latent) (nats)", ylabel="−log p(x) (nats), better upwards")
         axes.grid()
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return Drawing("matrix_trade", figure, "−log p(x) against information in the top latent")
+    return Drawing("matrix_trade", figure, "−log p(x) against information in the top latent.")
 
 
 def _dots(axes: Axes, own: Sequence[CellFigures], label: str, style: dict) -> None:
@@ -118,7 +118,7 @@ def draw_kl_curves(matrix: Matrix) -> Drawing:
         figure.legend(
             [lines[name] for name in found], found, loc="outside upper center", ncols=len(found)
         )
-    return Drawing("matrix_kl", figure, "KL of each latent over training, by arm")
+    return Drawing("matrix_kl", figure, "KL of each latent over training, by arm.")
 
 
 def _kl_curves(axes: Axes, own: Sequence[CellFigures], names: Sequence[str]) -> None:

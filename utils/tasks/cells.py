@@ -10,8 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from utils.errors import ConfigError
 from utils.evaluation.record import conditions
-from utils.report.content import ReportContent
-from utils.report.matrix_cells import ESTIMATOR, CellRun, read_cell
+from utils.report.matrix_cells import ESTIMATOR, CellRun, Report, read_cell
 from utils.runs.access import is_locked
 from utils.runs.folder import RESULTS
 from utils.settings.command_line import Command
@@ -69,7 +68,7 @@ class Cell:
             return None
         return run if self._as_asked(run.report) else None
 
-    def _as_asked(self, report: ReportContent) -> bool:
+    def _as_asked(self, report: Report) -> bool:
         images = min(self.task.mi_images, report.bound.images)
         return report.conditions == conditions(self.task) and report.information_images == images
 
