@@ -121,7 +121,7 @@ def locate(source: str | Path, runs_dir: str | Path = "runs") -> Path:
     """
     if exported.is_on_hub(str(source)):
         return exported.fetch_from_hub(str(source)) / exported.WEIGHTS
-    path = Path(source).expanduser()
+    path = exported.named(source)
     if exported.is_exported(path):
         return path / exported.WEIGHTS if path.is_dir() else path
     if is_remote(source):
@@ -135,7 +135,7 @@ def output_folder(source: str | Path, runs_dir: str) -> Path:
     if is_remote(source) or exported.is_on_hub(str(source)):
         name = str(source).removeprefix("hf://").replace("@", "-")
         return Path(runs_dir, name.replace("/", "-").replace(":", "-")).absolute()
-    path = Path(source).expanduser()
+    path = exported.named(source)
     if exported.is_exported(path):
         folder = path if path.is_dir() else path.parent
         return Path(runs_dir, folder.resolve().name).absolute()

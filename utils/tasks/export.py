@@ -19,7 +19,7 @@ from utils.runs.folder import RESULTS
 from utils.settings.command_line import Command
 from utils.settings.identity import without_secrets
 from utils.settings.schema import Settings
-from utils.tasks.test import report_on
+from utils.tasks.test import report_on, score_of
 from utils.tasks.trained import Trained
 
 PLACES = {  # of the machine that trained, which are nobody else's
@@ -46,7 +46,7 @@ def export(command: Command, processes: Processes) -> None:
     trained = replace(trained, output=folder)
     scores = _scores_of(trained)
     if any(agree(scores is None)):
-        report_on(trained)
+        (report_on if trained.settings.task.report else score_of)(trained)
         scores = _scores_of(trained)
     if trained.job.is_main:
         partial = target.with_name(f"{target.name}.{token_hex(4)}{PARTIAL}")
@@ -63,7 +63,7 @@ def _scores_of(trained: Trained) -> Path | None:
     split, digest = trained.settings.task.split, file_digest(trained.file)
     for stem in (RESULTS, f"{split}_scores"):
         path = trained.output / f"{stem}.json"
-        if path.exists():
+        if path.exists() and path.with_suffix(".npz").exists():
             record = ScoreRecord.read(path)
             if (record.split, record.checkpoint_digest) == (split, digest):
                 return path
@@ -80,11 +80,13 @@ def _write(trained: Trained, scores: Path, folder: Path) -> None:
         exported.write_model(folder, trained.model.state_dict(), settings, progress)
         public = record.model_copy(update={"config": settings, "checkpoint": exported.WEIGHTS})
         write_json(folder / exported.RESULTS, public.to_json())
+        shutil.copy(scores.with_suffix(".npz"), folder / f"{RESULTS}.npz")
         report = scores.parent / ("report" if record.split == "test" else f"report_{record.split}")
-        if report.is_dir():
+        has_report = trained.settings.task.report and report.is_dir()
+        if has_report:
             shutil.copytree(report, folder / "report")
         license = trained.settings.task.license
-        card = model_card(public, progress.get("epoch"), license, report.is_dir())
+        card = model_card(public, progress.get("epoch"), license, has_report)
         (folder / exported.CARD).write_text(card, encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from utils.tasks.trained import Trained
 
 def test(command: Command, processes: Processes) -> None:
     """Scores on the terminal, and as `<split>_scores` in a folder."""
-    _score(Trained.named(command, processes))
+    score_of(Trained.named(command, processes))
 
 
 def report(command: Command, processes: Processes) -> None:
@@ -25,13 +25,13 @@ def report_on(trained: Trained) -> None:
     """`report` of a model that is loaded."""
     from utils.report.collapse_report import write_report  # matplotlib takes a second
 
-    found, batches = _score(trained)
+    found, batches = score_of(trained)
     split = trained.settings.task.split
     folder = trained.output / ("report" if split == "test" else f"report_{split}")
     write_report(trained.model, found, trained.settings, batches, folder, trained.job)
 
 
-def _score(trained: Trained) -> tuple[Score, EvaluationBatches]:
+def score_of(trained: Trained) -> tuple[Score, EvaluationBatches]:
     """Scored, shown and written down."""
     settings, job = trained.settings, trained.job
     batches = trained.batches()

@@ -78,6 +78,7 @@ class ExportTask(EvaluationTask):
     mi_images: InformationImages
     mi_queries: NumImages
     probe_images: ProbeImages
+    report: bool
     license: Annotated[str, Field(pattern=LICENSE), Wanted("as in mit or cc-by-4.0")]
     output: Output
 
