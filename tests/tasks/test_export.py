@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from tests.commands import OWN_DATA, call, environment, only_run
+from tests.commands import OWN_DATA, QUIET, SMALL, call, environment, only_run
 from tests.conftest import ROOT
 from utils.checkpoint import load_model
 from utils.files import sha256, write_json
@@ -36,8 +36,19 @@ def test_it_gives_the_scores_of_the_run_elsewhere(trained, folder, tmp_path):
     assert found["likelihoods"] == first["likelihoods"] and found["bound"] == first["bound"]
     shared = json.loads((folder / "results.json").read_text())
     assert shared["bound"] == first["bound"] and (folder / "report" / "report.html").exists()
-    for name in ("README.md", CONFIG, "results.json"):  # no place of this machine is named
-        assert str(trained[0]) not in (folder / name).read_text()
+    for path in folder.rglob("*"):  # no place of this machine is named
+        assert path.is_dir() or str(trained[0]).encode() not in path.read_bytes(), path
+
+
+def test_it_is_a_checkpoint_like_any(folder, tmp_path):
+    small = [*SMALL, *QUIET, "train.max_epochs=1", "task.estimators=[]"]
+    start = ["experiment=digits_dct_ladder", *small, f"train.init_from={folder}"]
+    call(tmp_path, *start)
+    run = only_run(tmp_path)
+    output = tmp_path / "compared"
+    few = ["task.num_images=20", "model.is_k=2", OWN_DATA, f"task.output={output}"]
+    call(tmp_path, "task=compare", f"runs=[{folder},{run}]", *few)
+    assert (output / "compare.html").exists()
 
 
 def test_its_card_is_one_that_the_hub_reads(folder):
@@ -117,6 +128,7 @@ def a_class(folder):
         (interpolated, r"\$\{"),
         (a_class, "os.system"),
         (lambda folder: (folder / CONFIG).unlink(), f"has no {CONFIG}"),
+        (lambda folder: (folder / WEIGHTS).unlink(), f"has no {WEIGHTS}"),
         (lambda folder: (folder / CONFIG).write_text("{"), "is not a whole JSON file"),
         (lambda folder: (folder / CONFIG).write_text(" " * 2_000_000), "too large"),
         (lambda folder: os.truncate(folder / WEIGHTS, 1000), "other weights"),

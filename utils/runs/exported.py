@@ -33,8 +33,9 @@ def named(source: str | Path) -> Path:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether it is an exported folder, or the weights in one."""
-    return (path / WEIGHTS).exists() or path.suffix == ".safetensors"
+    """Whether it is an exported folder, which may lack a file, or the weights in one."""
+    names = (WEIGHTS, CONFIG)
+    return path.suffix == ".safetensors" or any((path / name).exists() for name in names)
 
 
 def is_on_hub(source: str) -> bool:

@@ -32,7 +32,8 @@ PLACES = {  # of the machine that trained, which are nobody else's
 def export(command: Command, processes: Processes) -> None:
     """model.safetensors, config.json, results.json, report/ and README.md in a new folder.
 
-    Scores and report are the run's own; where it has none of this checkpoint, they are made first.
+    Scores and report are those that the run ended with; of any other checkpoint or split they are
+    made first.
 
     Raises:
         ConfigError: if the folder is not named, or there already.
@@ -44,10 +45,10 @@ def export(command: Command, processes: Processes) -> None:
     trained = Trained.named(command, processes)
     folder = output_folder(command.value("checkpoint"), command.value("runs_dir"))
     trained = replace(trained, output=folder)
-    scores = _scores_of(trained)
+    scores = _own_scores(trained)
     if any(agree(scores is None)):
         (report_on if trained.settings.task.report else score_of)(trained)
-        scores = _scores_of(trained)
+        scores = folder / f"{trained.settings.task.split}_scores.json"
     if trained.job.is_main:
         partial = target.with_name(f"{target.name}.{token_hex(4)}{PARTIAL}")
         try:
@@ -58,16 +59,18 @@ def export(command: Command, processes: Processes) -> None:
     trained.job.terminal.line(f"{target} is the exported model: checkpoint={target} loads it")
 
 
-def _scores_of(trained: Trained) -> Path | None:
-    """The file with this checkpoint's scores on the split, if it is there."""
-    split, digest = trained.settings.task.split, file_digest(trained.file)
-    for stem in (RESULTS, f"{split}_scores"):
-        path = trained.output / f"{stem}.json"
-        if path.exists() and path.with_suffix(".npz").exists():
-            record = ScoreRecord.read(path)
-            if (record.split, record.checkpoint_digest) == (split, digest):
-                return path
-    return None
+def _own_scores(trained: Trained) -> Path | None:
+    """The file with the scores that the run ended with, where they are what is asked for.
+
+    They are of the test split and this checkpoint, with the report beside them if that is wanted.
+    """
+    task, path = trained.settings.task, trained.output / f"{RESULTS}.json"
+    if task.split != "test" or not (path.exists() and path.with_suffix(".npz").exists()):
+        return None
+    if task.report and not (trained.output / "report" / "report.html").exists():
+        return None
+    current = ScoreRecord.read(path).checkpoint_digest == file_digest(trained.file)
+    return path if current else None
 
 
 def _write(trained: Trained, scores: Path, folder: Path) -> None:
