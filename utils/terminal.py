@@ -149,7 +149,8 @@ class Terminal:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        caption = "\n".join(printable(text) for text in (table.caption, table.note) if text)
+        lines = [table.caption, *table.note.splitlines()]
+        caption = "\n".join(printable(text) for text in lines if text)
         log.info("%s", "\n".join([caption, *map("\t".join, _texts(table.for_terminal(10**6)))]))
         table = table.for_terminal(self.console.width)
         printed = RichTable(

@@ -19,7 +19,7 @@ TABLE = Table(
     "caption",
     [Column("name", text=True), Column("detail", "explained", page_only=True), Column("figure")],
     [[Cell("a"), Cell("7 of 9", 7 / 9), Cell("1.50", 1.5)]],
-    note="note",
+    note="note\nits second line",
 )
 
 
@@ -28,8 +28,9 @@ def test_the_terminal_leaves_out_details(capsys, caplog):
         Terminal().table(TABLE)
     output = capsys.readouterr().out
     assert all(word in output for word in ("caption", "note", "name", "figure", "1.50"))
+    assert "\\n" not in output
     assert "detail" not in output and "7 of 9" not in output
-    assert caplog.messages == ["caption\nnote\nname\tfigure\na\t1.50"]
+    assert caplog.messages == ["caption\nnote\nits second line\nname\tfigure\na\t1.50"]
 
 
 @pytest.mark.parametrize("width", [50, 60, 80, 120, 200])
