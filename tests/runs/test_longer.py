@@ -70,6 +70,7 @@ def test_the_learning_rate_is_that_of_a_run_of_the_new_length(schedule):
     assert found == wanted[5:]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_trained_longer(tmp_path):
     call(tmp_path, *SHORT)
     short = only_run(tmp_path)

@@ -183,6 +183,7 @@ def test_published_likelihood_of_the_trained_model(references, shared_data):
     assert abs(found.nll - stats["nll_published_16_samples_first_256"]) < 4 * error
 
 
+@pytest.mark.slow
 def test_a_published_file_is_tested_by_the_command(references, shared_data, tmp_path):
     """As the README has it; compared with load_model in this process."""
     path = references / "mnist_plain.pth"

@@ -114,6 +114,7 @@ def test_a_group_that_is_none_takes_no_override(saved, group):
         assert "\n" not in str(caught.value) and group in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_folder_from_elsewhere_authorises_nothing(saved, canaries, tmp_path):
     """Its config.yaml and checkpoints name code, secrets and places; no task follows."""
     _, call = canaries

@@ -40,6 +40,7 @@ def test_it_gives_the_scores_of_the_run_elsewhere(trained, folder, tmp_path):
         assert path.is_dir() or str(trained[0]).encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_it_is_a_checkpoint_like_any(folder, tmp_path):
     small = [*SMALL, *QUIET, "train.max_epochs=1", "task.estimators=[]"]
     start = ["experiment=digits_dct_ladder", *small, f"train.init_from={folder}"]

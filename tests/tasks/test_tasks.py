@@ -10,6 +10,7 @@ import torch
 from tests.commands import OWN_DATA, PLAIN, QUIET, SMALL, call, call_each, only_run
 
 
+@pytest.mark.slow
 def test_a_checkpoint_alone_is_tested_sampled_and_reconstructed(trained, tmp_path):
     """Elsewhere, without its folder, and with no setting typed again but whose code is to run."""
     run = only_run(trained[0])
@@ -44,6 +45,7 @@ def test_a_checkpoint_alone_is_tested_sampled_and_reconstructed(trained, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_runs_are_compared_from_their_scores_and_a_checkpoint_is_scored(trained, tmp_path):
     run = only_run(trained[0])
     other = tmp_path / "other.pth"

@@ -109,6 +109,7 @@ def test_checkpoints_are_there_whole(server, logged):
     assert mirrored.files["last_chpt.pth"] == (local / "checkpoints" / "last.pth").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_is_a_checkpoint_by_its_name(server, logged, tmp_path):
     """From another folder, without any setting; the same scores."""
     folder, name = logged
