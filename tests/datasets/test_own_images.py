@@ -87,6 +87,7 @@ def own_settings(folder, *changes):
     return [experiment, *arguments[1:]]
 
 
+@pytest.mark.slow
 def test_the_root_must_be_named(tmp_path):
     arguments = [a for a in own("mine") if not a.startswith("dataset.root")]
     found = call(tmp_path, *arguments, status=1)

@@ -77,7 +77,7 @@ def test_one_process_asked_to_stop_asks_all(tmp_path, number):
     assert "continuing at epoch 1, step 5" in call(tmp_path, *RUN, batch).stdout
 
 
-@pytest.mark.parametrize("rank", [1, slow(0)])
+@pytest.mark.parametrize("rank", [slow(1), slow(0)])
 def test_one_process_asked_to_stop_in_validation_has_the_run_saved(tmp_path, rank):
     more = ["dataset.data_module.test_batch_size=5", "train.checkpoint_every=60"]
     fault = [rank, 4, "ask_in_validation", signal.SIGTERM]

@@ -46,7 +46,10 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.fixture(scope="session", params=["digits_ladder", "digits_dct_ladder"])
+PLAIN = pytest.param("digits_ladder", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", params=[PLAIN, "digits_dct_ladder"])
 def written(request, tmp_path_factory):
     """(folder, content, page) of a small model's report."""
     folder = tmp_path_factory.mktemp("report")
