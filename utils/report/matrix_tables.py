@@ -9,6 +9,7 @@ from utils.table import Cell, Column, Table, integer
 
 MARK = f"• resolved over seeds at {LEVEL:.0%} (Holm)"
 OF_VERDICT = ("nll", "kl", "in_use", "information")
+DROP = {"kl": 2, "in_use": 3}  # of a narrow terminal, after the number of seeds
 COSTS = ("parameters", "seconds")
 
 
@@ -29,8 +30,8 @@ def verdict_table(matrix: Matrix) -> Table:
         [
             Column("arm", text=True),
             Column("verdict", "of the reading rule", text=True),
-            Column("seeds", "finished"),
-            *(_column(measure) for measure in shown),
+            Column("seeds", "finished", drop=1),
+            *(_column(measure, DROP.get(measure.key, 0)) for measure in shown),
         ],
         rows,
     )
@@ -122,9 +123,9 @@ def _layers(cell: CellFigures) -> str:
     return " ".join(f"{layer.kl:.2f}{'*' if layer.in_use else ''}" for layer in cell.layers)
 
 
-def _column(measure: Measure) -> Column:
+def _column(measure: Measure, drop: int = 0) -> Column:
     unit = f" ({measure.unit})" if measure.unit in ("nats", "%") else ""
-    return Column(f"{measure.title}{unit}", measure.explanation)
+    return Column(f"{measure.title}{unit}", measure.explanation, drop=drop)
 
 
 def _verdict_cell(arm: ArmSummary, measure: Measure) -> Cell:
