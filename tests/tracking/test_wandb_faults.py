@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -300,7 +301,8 @@ def test_a_sweep_by_the_agent(server, tmp_path):
         commands.append({**command, "id": str(number), "run_id": f"agents{number}"})
     server.sweeps["sweep1"] = (yaml.safe_dump(sweep), commands)
     agent = [sys.executable, "-m", "wandb", "agent", f"{ENTITY}/ladders/sweep1"]
-    process = start(server, tmp_path, command=agent)
+    own = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    process = start(server, tmp_path, command=agent, PATH=own)  # its interpreter is PATH's
     _, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors
     assert sorted(server.runs) == ["agents0", "agents1"]
