@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from scipy.special import lambertw
 from torch import Tensor
 
 from model.density import Density
@@ -56,6 +55,8 @@ def posterior_form(
 
 def variance_ratio(delta: float) -> float:
     """r in (0, 1) with ½(r − 1 − ln r) = delta > 0 nats: −W₀(−e^(−2δ − 1))."""
+    from scipy.special import lambertw  # 0.1 s, for one kind of posterior
+
     return -lambertw(-math.exp(-2.0 * delta - 1.0)).real
 
 

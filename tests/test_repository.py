@@ -120,6 +120,15 @@ def test_the_client_of_the_tracker_is_called_in_one_module():
     assert [p.name for p in SOURCES if "wandb" in imports(p)] == ["wandb_client.py"]
 
 
+def test_the_start_imports_nothing_that_few_commands_need():
+    """Each of these takes a tenth of a second and more."""
+    needed = "matplotlib", "PIL.Image", "pandas", "scipy", "sklearn", "torchvision", "wandb"
+    code = f"import sys, run_experiment; print(*(m for m in {needed} if m in sys.modules))"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
 def test_requirements_are_what_is_imported():
     used = set().union(*map(imports, SOURCES)) - {*FOLDERS, "run_experiment", "__future__"}
     external = {name for name in used if name not in sys.stdlib_module_names}

@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -106,6 +105,8 @@ def _bound(model: LatentAccess, x: Tensor, kept: int, temperature: float, noise:
 
 def complexity(images: Tensor) -> Tensor:
     """Bits of each image (N, C, H, W) uint8 as a PNG file: (N,) float64."""
+    from PIL import Image  # not at every start
+
     sizes = []
     for image in images.permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
