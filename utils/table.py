@@ -1,7 +1,10 @@
 """A table as data: made once, printed on the terminal and set into a page from the same object."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,8 @@ class Table:
 
         width: in characters.
         """
-        kept = [index for index, column in enumerate(self.columns) if not column.page_only]
-        for index in sorted(kept, key=lambda i: self.columns[i].drop):
-            if self.columns[index].drop and self._width(kept) > width:
-                kept.remove(index)
+        shown = [index for index, column in enumerate(self.columns) if not column.page_only]
+        kept = fitting(shown, lambda i: self.columns[i].drop, lambda k: self._width(k) <= width)
         return replace(
             self,
             columns=[self.columns[index] for index in kept],
@@ -62,6 +63,17 @@ class Table:
         """Of these columns on the terminal: the longest text of each, two spaces around."""
         cells = [[self.columns[i].name, *(row[i].text for row in self.rows)] for i in kept]
         return sum(max(map(len, texts)) for texts in cells) + 2 * (len(kept) + 1)
+
+
+def fitting(
+    items: Sequence[Item], drop: Callable[[Item], int], fits: Callable[[Sequence[Item]], bool]
+) -> list[Item]:
+    """The items without those that have to go until the rest fits: drop 1 first; 0 always stays."""
+    kept = list(items)
+    for item in sorted(items, key=drop):
+        if drop(item) and not fits(kept):
+            kept.remove(item)
+    return kept
 
 
 def integer(value: int) -> Cell:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from utils.table import Table
+from utils.table import Table, fitting
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -107,13 +107,10 @@ class Terminal:
 
         What a terminal's width has no room for is left out, drop 1 first; 0 always stays.
         """
-        kept = list(parts)
-        if self.console.is_terminal:
-            for part in sorted(parts, key=lambda part: part[1]):
-                if part[1] and len("  ".join(text for text, _ in kept)) > self.console.width:
-                    kept.remove(part)
-        log.info("%s", printable("  ".join(text for text, _ in parts)))
-        self.console.print(printable("  ".join(text for text, _ in kept)), markup=False)
+        width = self.console.width if self.console.is_terminal else 10**6
+        kept = fitting(parts, lambda part: part[1], lambda some: len(_joined(some)) <= width)
+        log.info("%s", _joined(parts))
+        self.console.print(_joined(kept), markup=False)
 
     @contextmanager
     def bar(
@@ -163,6 +160,10 @@ class Terminal:
         for row in rows:
             printed.add_row(*map(Text, row))
         self.console.print(printed, soft_wrap=False)
+
+
+def _joined(parts: Sequence[tuple[str, int]]) -> str:
+    return printable("  ".join(text for text, _ in parts))
 
 
 def _texts(table: Table) -> list[list[str]]:
