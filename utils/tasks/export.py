@@ -19,7 +19,7 @@ from utils.runs.folder import RESULTS
 from utils.settings.command_line import Command
 from utils.settings.identity import without_secrets
 from utils.settings.schema import Settings
-from utils.tasks.test import report_on, score_of
+from utils.tasks.test import report_folder, report_on, score_of
 from utils.tasks.trained import Trained
 
 PLACES = {  # of the machine that trained, which are nobody else's
@@ -67,7 +67,7 @@ def _own_scores(trained: Trained) -> Path | None:
     task, path = trained.settings.task, trained.output / f"{RESULTS}.json"
     if task.split != "test" or not (path.exists() and path.with_suffix(".npz").exists()):
         return None
-    if task.report and not (trained.output / "report" / "report.html").exists():
+    if task.report and not (report_folder(trained.output, "test") / "report.html").exists():
         return None
     current = ScoreRecord.read(path).checkpoint_digest == file_digest(trained.file)
     return path if current else None
@@ -84,7 +84,7 @@ def _write(trained: Trained, scores: Path, folder: Path) -> None:
         public = record.model_copy(update={"config": settings, "checkpoint": exported.WEIGHTS})
         write_json(folder / exported.RESULTS, public.to_json())
         shutil.copy(scores.with_suffix(".npz"), folder / f"{RESULTS}.npz")
-        report = scores.parent / ("report" if record.split == "test" else f"report_{record.split}")
+        report = report_folder(scores.parent, record.split)
         has_report = trained.settings.task.report and report.is_dir()
         if has_report:
             shutil.copytree(report, folder / "report")

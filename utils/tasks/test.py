@@ -1,5 +1,7 @@
 """task=test and task=report: a trained model's scores, and what each of its layers carries."""
 
+from pathlib import Path
+
 from datasets.loaders import EvaluationBatches
 from utils.evaluation import quality
 from utils.evaluation.scoring import Score, score
@@ -26,9 +28,13 @@ def report_on(trained: Trained) -> None:
     from utils.report.collapse_report import write_report  # matplotlib takes a second
 
     found, batches = score_of(trained)
-    split = trained.settings.task.split
-    folder = trained.output / ("report" if split == "test" else f"report_{split}")
+    folder = report_folder(trained.output, trained.settings.task.split)
     write_report(trained.model, found, trained.settings, batches, folder, trained.job)
+
+
+def report_folder(output: Path, split: str) -> Path:
+    """Where a split's report is, beside its scores."""
+    return output / ("report" if split == "test" else f"report_{split}")
 
 
 def score_of(trained: Trained) -> tuple[Score, EvaluationBatches]:
