@@ -89,18 +89,28 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """For each step from `start` on: this process's share, as `micro_batches` batches."""
+        order, flipped = self.order(epoch)
+        flipped = flipped.to(self.images.device)
+        for images, ids in gathered(self.images, list(order[start:])):
+            yield self.divided(images, ids, flipped)
+
+    def order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Of an epoch, on the CPU: this process's indices in each step (steps, B), int64; which of
+        all images are flipped, (N,) bool.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.images), generator=generator)
-        flipped = torch.rand(len(self.images), generator=generator).to(self.images.device) < 0.5
-        share = self.batch_size // self.world
-        firsts = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
-        shares = [order[self.rank * share :][first : first + share] for first in firsts]
-        for images, ids in gathered(self.images, shares):
-            x = normalise(images, self.max_value)
-            if self.flip:
-                x = torch.where(flipped[ids].view(-1, 1, 1, 1), x.flip(3), x)
-            pieces = zip(x.chunk(self.micro_batches), ids.chunk(self.micro_batches), strict=True)
-            yield [Batch(*piece) for piece in pieces]
+        flipped = torch.rand(len(self.images), generator=generator) < 0.5
+        steps = order[: len(self) * self.batch_size].view(len(self), self.world, -1)
+        return steps[:, self.rank], flipped
+
+    def divided(self, images: Tensor, ids: Tensor, flipped: Tensor) -> list[Batch]:
+        """images (B, …) uint8, their indices (B,), `order`'s second (N,) -> the micro-batches."""
+        x = normalise(images, self.max_value)
+        if self.flip:
+            x = torch.where(flipped[ids].view(-1, 1, 1, 1), x.flip(3), x)
+        pieces = zip(x.chunk(self.micro_batches), ids.chunk(self.micro_batches), strict=True)
+        return [Batch(*piece) for piece in pieces]
 
 
 class EvaluationBatches:

@@ -47,8 +47,11 @@ class Noise:
         self.drawn = 0
 
     @classmethod
-    def keyed(cls, ids: Tensor, *salts: int) -> "Noise":
-        """Streams keyed by (salts, ids[i]): for example `Noise.keyed(image_ids, seed, step)`."""
+    def keyed(cls, ids: Tensor, *salts: int | Tensor) -> "Noise":
+        """Streams keyed by (salts, ids[i]): for example `Noise.keyed(image_ids, seed, step)`.
+
+        A salt may be on the device of `ids`, as an int64 tensor (): the keys are the same.
+        """
         key = torch.zeros((), dtype=torch.int64, device=ids.device)
         for salt in salts:
             key = _mix(key * MIX_2 + salt + GOLDEN)
@@ -98,6 +101,8 @@ class Noise:
         """The next `count` 64-bit outputs of every stream: (B, count) int64."""
         index = torch.arange(self.drawn + 1, self.drawn + count + 1, device=self.keys.device)
         self.drawn += count
+        if torch.compiler.is_compiling():  # else constants are multiplied without wrapping around
+            index = index + (self.keys[:1] & 0)
         return _mix(self.keys[:, None] + index * GOLDEN)
 
 

@@ -37,8 +37,8 @@ class Objective(Protocol):
     def beta(self, epoch: int) -> float:
         """The weight of the KL in epoch 0, 1, …, which training logs and hands to the call."""
 
-    def __call__(self, output: LadderOutput, beta: float) -> LossParts:
-        """The loss of a batch and its parts."""
+    def __call__(self, output: LadderOutput, beta: float | Tensor) -> LossParts:
+        """The loss of a batch and its parts; in a captured step β is a tensor (), float64."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class BetaNelbo:
     free_bits_thr: float = 0.0
 
     def __call__(
-        self, output: LadderOutput, beta: float, weights: Tensor | float = 1.0
+        self, output: LadderOutput, beta: float | Tensor, weights: Tensor | float = 1.0
     ) -> LossParts:
         """The training loss of a batch and its parts; the parts are without floor and weights.
 
@@ -164,10 +164,14 @@ class BalancedNelbo(StatefulObjective):
         """β in epoch 0, 1, …."""
         return self.nelbo.beta(epoch)
 
-    def forward(self, output: LadderOutput, beta: float) -> LossParts:
+    def forward(self, output: LadderOutput, beta: float | Tensor) -> LossParts:
         """The training loss of a batch and its parts; the parts are without floor and weights."""
         rising = beta != self.nelbo.beta.end
-        return self.nelbo(output, beta, self.weights(output.latents) if rising else 1.0)
+        if isinstance(rising, Tensor):
+            weights = torch.where(rising, self.weights(output.latents), 1.0)
+        else:
+            weights = self.weights(output.latents) if rising else 1.0
+        return self.nelbo(output, beta, weights)
 
     def weights(self, latents: Sequence[Latent]) -> Tensor:
         """γ of every layer, (L,); 1 before the first step."""
@@ -175,10 +179,14 @@ class BalancedNelbo(StatefulObjective):
         sizes = [latent.z.shape[-1] for latent in latents]
         area = [size**2 / sizes.count(size) for size in sizes]
         smallest = min(a for a, exact in zip(area, balanced, strict=True) if exact)
-        alpha, exact = self.kl.new_tensor(area) / smallest, self.kl.new_tensor(balanced)
+        alpha, exact = self._on_device(area) / smallest, self._on_device(balanced)
         g = exact * (self.kl + KL_OFFSET) / alpha
         gamma = g * exact.sum() / g.sum() + (1.0 - exact)
         return torch.where(self.steps > 0, gamma, 1.0)
+
+    def _on_device(self, values: Sequence[float]) -> Tensor:
+        """(L,), for which no GPU is waited for, as it is to copy from the host."""
+        return torch.stack([self.kl.new_full((), value) for value in values])
 
     @torch.no_grad()
     def record_step(self, kl: Tensor, accepted: Tensor) -> None:
@@ -195,7 +203,9 @@ class LossModule(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, x: Tensor, keys: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, keys: Tensor, beta: float | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, C, H, W), noise keys (B,) -> loss (bits/dim), reconstruction (B,), kl (B, L)."""
         parts = self.objective(self.model(x, noise=Noise(keys)), beta)
         return parts.loss, parts.reconstruction, parts.kl

@@ -1,7 +1,7 @@
-"""One process of two: an epoch of steps with averaged weights, each waited for, then deferred.
+"""One process of two: an epoch of steps with averaged weights, each waited for; deferred; static.
 
-python tests/processes/deferred.py FILE: where the main one writes both states. One step's loss is
-not finite on the other process alone, and another's gradient is over the threshold.
+python tests/processes/deferred.py FILE: where the main one writes the three states. One step's loss
+is not finite on the other process alone, and another's gradient is over the threshold.
 """
 
 import math
@@ -21,10 +21,12 @@ OVERRIDES += ["train.log_every=4", "train.on_nonfinite=skip", "train.grad_skip_t
 BAD_LOSS, BAD_GRADIENT = 2, 3  # steps, from 1
 
 
-def train(processes: Processes, defer: bool) -> dict:
+def train(processes: Processes, kind: str) -> dict:
     """The state after an epoch of five steps."""
-    trainer = make_trainer(Path(tempfile.gettempdir()), *OVERRIDES, processes=processes)
-    if defer:
+    capture = f"train.capture={str(kind == 'static').lower()}"
+    folder = Path(tempfile.gettempdir())
+    trainer = make_trainer(folder, *OVERRIDES, capture, processes=processes)
+    if kind == "deferred":
         trainer.deferred = trainer.defer_steps()
 
     def step() -> int:
@@ -37,7 +39,7 @@ def train(processes: Processes, defer: bool) -> dict:
     trainer.model.encoder.stem.bias.register_hook(
         lambda g: g * (1e9 if step() == BAD_GRADIENT else 1.0)
     )
-    for micro_batches in trainer.batches.epoch(0):
+    for micro_batches in (trainer.deferred or trainer.batches).epoch(0):
         trainer.train_step(micro_batches, 1.0)
     return trainer.state.state_dict()
 
@@ -45,7 +47,7 @@ def train(processes: Processes, defer: bool) -> dict:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     this = Processes(dist.get_rank(), dist.get_world_size())
-    states = [train(this, defer) for defer in (False, True)]
+    states = [train(this, kind) for kind in ("plain", "deferred", "static")]
     if this.is_main:
         torch.save(states, sys.argv[1])
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Deferred steps of several processes are those that are waited for, to the last bit."""
+"""Deferred and static steps of several processes are those that are waited for, to the last bit."""
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -15,8 +15,10 @@ def test_two_processes_defer_the_steps_that_they_would_make(tmp_path):
         arguments=[str(tmp_path / "found.pth")], world=2, environment=variables, **places
     )
     assert statuses == [0, 0], (tmp_path / "errors0.txt").read_text()
-    one, other = torch.load(tmp_path / "found.pth", weights_only=True)
+    one, *others = torch.load(tmp_path / "found.pth", weights_only=True)
     assert one["progress"]["step"] == 5 and one["progress"]["skipped"] == 2
     assert one["ema"]["n_averaged"] == 3
-    for a, b in zip(tree_leaves(one), tree_leaves(other), strict=True):
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert len(others) == 2
+    for other in others:
+        for a, b in zip(tree_leaves(one), tree_leaves(other), strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

@@ -1,4 +1,6 @@
-"""Deferred steps: what a GPU does without being waited for comes out the same to the last bit."""
+"""Deferred and static steps: what a GPU does without being waited for, or as one graph, comes out
+the same to the last bit.
+"""
 
 import math
 
@@ -10,17 +12,23 @@ from torch.utils._pytree import tree_flatten
 from tests.training.trainers import make_trainer, rows
 from utils.runs.background import snapshot
 from utils.runs.signals import Interrupted
+from utils.training.static import StaticSteps
 from utils.training.stopping import TrainingStopped
 
+both = pytest.mark.parametrize("kind", ["deferred", "static"])
 
-def make_pair(folder, *overrides, log_every=4):
-    """Two equal trainers, the second with deferred steps."""
+
+def make_pair(folder, *overrides, kind="deferred", log_every=4):
+    """Two equal trainers, the second with deferred or static steps."""
     trainers = []
-    for name in ("immediate", "deferred"):
+    for name in ("immediate", kind):
         (folder / name).mkdir(exist_ok=True)
         base = [f"train.log_every={log_every}", "model.latent_scales=[2,1]"]
+        base += [f"train.capture={str(name == 'static').lower()}"]
         trainers.append(make_trainer(folder / name, *base, *overrides))
-    trainers[1].deferred = trainers[1].defer_steps()  # as on a GPU
+    if kind == "deferred":
+        trainers[1].deferred = trainers[1].defer_steps()  # as on a GPU
+    assert isinstance(trainers[1].deferred, StaticSteps) == (kind == "static")
     return trainers
 
 
@@ -60,10 +68,12 @@ def test_a_deferred_step_reads_nothing(tmp_path):
     assert len(trainer.deferred.pending) == 2 and not trainer.progress.sums
 
 
-def test_deferred_steps_change_nothing(tmp_path):
+@both
+def test_deferred_steps_change_nothing(tmp_path, kind):
     overrides = ["train.acc_grad=2", "model.decoder.z_L_prior.t_sample=loss_aware"]
     overrides += ["train.checkpoint_every=4 steps", "train.ema_rate=0.9", "train.use_amp=true"]
-    trainers = make_pair(tmp_path, *overrides, log_every=3)
+    overrides += ["model.beta_start=0.1", "model.warmup=2", "model.kl_balance=true"]
+    trainers = make_pair(tmp_path, *overrides, kind=kind, log_every=3)
     saved = []
     for trainer in trainers:
         saved.append([])
@@ -79,10 +89,11 @@ def test_deferred_steps_change_nothing(tmp_path):
     assert saved[0] == saved[1] and {4, 8, 12} < set(saved[0])
 
 
-def test_deferred_steps_that_are_not_accepted_are_done_again(tmp_path):
+@both
+def test_deferred_steps_that_are_not_accepted_are_done_again(tmp_path, kind):
     overrides = ["train.on_nonfinite=skip", "model.decoder.z_L_prior.t_sample=loss_aware"]
     overrides += ["train.grad_skip_thr=1e4", "train.ema_rate=0.9"]
-    trainers = make_pair(tmp_path, *overrides)
+    trainers = make_pair(tmp_path, *overrides, kind=kind)
     for trainer in trainers:
         spoil(trainer, {1: math.inf, 3: math.nan, 7: 1e9, 8: math.inf})
         trainer.fit()
@@ -91,9 +102,11 @@ def test_deferred_steps_that_are_not_accepted_are_done_again(tmp_path):
     assert_same(*trainers)
 
 
-def test_deferred_steps_move_the_loss_scale_as_others_do(tmp_path):
+@both
+def test_deferred_steps_move_the_loss_scale_as_others_do(tmp_path, kind):
     """An infinite gradient lowers it, whatever the losses; some finite ones in a row raise it."""
-    trainers = make_pair(tmp_path, "train.on_nonfinite=skip", "train.grad_skip_thr=1e4")
+    overrides = ["train.on_nonfinite=skip", "train.grad_skip_thr=1e4"]
+    trainers = make_pair(tmp_path, *overrides, kind=kind)
     for trainer in trainers:
         trainer.state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
         spoil(trainer, {1: math.inf, 6: 1e9})
@@ -103,9 +116,10 @@ def test_deferred_steps_move_the_loss_scale_as_others_do(tmp_path):
     assert_same(*trainers)
 
 
-def test_a_deferred_step_that_stops_the_run_says_the_same(tmp_path):
+@both
+def test_a_deferred_step_that_stops_the_run_says_the_same(tmp_path, kind):
     messages = []
-    trainers = make_pair(tmp_path)
+    trainers = make_pair(tmp_path, kind=kind)
     for trainer in trainers:
         layer = trainer.model.get_submodule("decoder.blocks.2.posterior_net.2")
         layer.register_forward_hook(
@@ -121,13 +135,14 @@ def test_a_deferred_step_that_stops_the_run_says_the_same(tmp_path):
     assert_same(*trainers)
 
 
-def test_a_stop_is_heard_at_the_next_reading(tmp_path):
-    _, trainer = make_pair(tmp_path)
+@both
+def test_a_stop_is_heard_at_the_next_reading(tmp_path, kind):
+    _, trainer = make_pair(tmp_path, kind=kind)
     trainer.signals.stop_requested = True
     with pytest.raises(Interrupted):
         trainer.fit()
     assert trainer.progress.step == 4
-    saved = torch.load(tmp_path / "deferred" / "last.pth", weights_only=True)
+    saved = torch.load(tmp_path / kind / "last.pth", weights_only=True)
     assert saved["progress"]["step"] == 4 and saved["progress"]["sums"][0] == 4
 
 
@@ -135,7 +150,9 @@ def test_a_stop_is_heard_at_the_next_reading(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("override", ["train.ema_rate=0.9", "train.use_amp=true"])
 def test_a_gpu_is_not_waited_for_within_a_step(tmp_path, override):
-    trainer = make_trainer(tmp_path, "train.log_every=100", override, device="cuda")
+    trainer = make_trainer(
+        tmp_path, "train.log_every=100", "train.capture=false", override, device="cuda"
+    )
     assert trainer.deferred
     steps = list(trainer.batches.epoch(0))
     trainer.train_step(steps[0], 1.0)  # which finds algorithms

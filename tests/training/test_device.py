@@ -12,12 +12,13 @@ from datasets.loaders import EvaluationBatches, TrainBatches
 from model.noise import Noise
 from tests.conftest import compose, randomised, shrunk
 from tests.fake_gpu import CUDA, FIRST, HOLDS, LAST, gpu
-from tests.training.trainers import make_trainer, rows
+from tests.training.trainers import make_trainer, rows, weights
 from utils.evaluation.bound import estimate_nll, posterior_collapse
 from utils.evaluation.information import aggregate_posterior, interventions
 from utils.report.pictures import draw_model, draw_traversals
 from utils.runs.background import snapshot
 from utils.settings.build import build_model
+from utils.training.static import StaticSteps
 
 pytestmark = pytest.mark.skipif(
     not HOLDS, reason=f"torch {torch.__version__}: tried with {FIRST} to {LAST} only"
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.skipif(
 AWARE = "model.decoder.z_L_prior.t_sample=loss_aware"
 FEW = "model.latent_scales=[1,1]"  # an operation takes longer here than on a GPU
 MODES = {
+    "balanced": ["model.kl_balance=true", "model.beta_start=0.1", "model.warmup=5"],
     "average": ["train.ema_rate=0.9", "train.acc_grad=2", AWARE],
     "bfloat16": ["train.use_amp=true", "model.weight_norm=true", "model.start_scale_at_x=true"],
     "float16": ["train.use_amp=true", "train.ema_rate=0.9", "model.free_bits_thr=2"],
@@ -81,7 +83,12 @@ def test_who_waits_is_noted(waits, act):
 
 def begun(folder, *overrides, **choices):
     """A trainer on the GPU after its first step, which makes the optimiser's state; the others."""
-    overrides = ["train.log_every=100", "train.on_nonfinite=skip", *overrides]
+    overrides = [
+        "train.log_every=100",
+        "train.capture=false",
+        "train.on_nonfinite=skip",
+        *overrides,
+    ]
     trainer = make_trainer(folder, *overrides, device=CUDA, **choices)
     steps = trainer.batches.epoch(0)
     trainer.train_step(next(steps), 1.0)
@@ -130,6 +137,56 @@ def test_a_step_of_several_processes_waits_for_nothing(tmp_path):
         assert waits == [] and trainer.deferred.pending
 
 
+def captured_anyhow(action, warm_up, device):
+    """Stands in for utils.processes.graphs.capture, whose streams need a driver."""
+    warm_up()
+    action()
+    return action
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_static_step_waits_for_nothing(tmp_path, monkeypatch, mode):
+    """Only an epoch's order and the reading of many steps' losses do."""
+    monkeypatch.setattr("utils.processes.graphs.capture", captured_anyhow)
+    with gpu(bfloat16=mode != "float16") as waits:
+        overrides = ["train.log_every=3", "train.on_nonfinite=skip", *MODES[mode]]
+        trainer = make_trainer(tmp_path, FEW, *overrides, device=CUDA)
+        numbers = trainer.deferred.epoch(0)
+        assert isinstance(trainer.deferred, StaticSteps)
+        trainer.train_step(next(numbers), 1.0)
+        waits.clear()
+        trainer.train_step(next(numbers), 1.0)
+        assert waits == [] and len(trainer.deferred.pending) == 2
+        trainer.train_step(next(numbers), 1.0)
+        done_again = 3 if mode == "skipping" else 0
+        assert trainer.progress.skipped == done_again
+        assert len(waits) == 1 + 2 * done_again
+
+
+def test_a_captured_run_is_that_of_the_cpu(tmp_path, monkeypatch):
+    """To the last bit, at a rate that float32 holds."""
+    monkeypatch.setattr("utils.processes.graphs.capture", captured_anyhow)
+    overrides = ["train/scheduler=none", f"train.optimizer.lr={2**-9}", "train.max_epochs=1", FEW]
+    trainers = []
+    for device, context in (("cpu", contextlib.nullcontext()), (CUDA, gpu())):
+        with context:
+            trainers.append(make_trainer(tmp_path, *overrides, device=device))
+            trainers[-1].train_epoch()
+    held = [[getattr(w, "held", w) for w in weights(trainer)] for trainer in trainers]
+    assert all(map(torch.equal, *held))
+    assert trainers[0].progress.sums == trainers[1].progress.sums
+
+
+def test_a_gpu_that_captures_nothing_is_told_and_used(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("utils.terminal.Terminal.line", lambda self, text: said.append(text))
+    with gpu():
+        trainer = make_trainer(tmp_path, FEW, device=CUDA)
+        trainer.train_epoch()
+    assert trainer.progress.sums[0] == 5
+    assert ["are not captured" in line for line in said] == [True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "experiment", ["mnist_ladder", "mnist_dct_ladder", "cifar_ladder", "cifar_dct_ladder"]
@@ -145,6 +202,7 @@ def test_no_experiment_s_step_waits(tmp_path, experiment):
 def test_a_run_is_that_of_the_cpu(tmp_path):
     """Epoch, validation and checkpoints, to the last bit; a step on the CPU is never deferred."""
     overrides = ["train.log_every=3", "train.ema_rate=0.9", "train.max_epochs=1", AWARE, FEW]
+    overrides += ["train.capture=false"]
     saved, metrics = [], []
     for device, context in (("cpu", contextlib.nullcontext()), (CUDA, gpu())):
         folder = tmp_path / str(device)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils.errors import ConfigError
+from utils.processes import graphs
 from utils.processes.launch import Processes
 from utils.processes.peers import PeerFailed
 
@@ -87,24 +88,34 @@ def agree_and_average(
     return [share > 0 for share in means[: len(flags)]], means[len(flags) :]
 
 
-def wrap(module: nn.Module, device: torch.device, micro_batches: int = 1) -> nn.Module:
+def several() -> bool:
+    """Whether several processes are joined."""
+    return dist.is_initialized()
+
+
+def wrap(
+    module: nn.Module, device: torch.device, micro_batches: int = 1, capture: bool = False
+) -> nn.Module:
     """The module, wrapped in DistributedDataParallel where there are several processes.
 
     The loss must be computed by calling the wrapper; otherwise gradients are never averaged.
     micro_batches: backward passes per step; with more than one only the last communicates, which
-    a static graph does not allow.
+    a static graph does not allow. capture: as part of a CUDA graph, on whose stream it then must
+    be made.
     """
     if not dist.is_initialized():
         return module
-    ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        module,
-        ids,
-        gradient_as_bucket_view=True,
-        static_graph=micro_batches == 1,
-        # LadderVAE.after_optimizer_step and average_statistics keep them the same
-        broadcast_buffers=False,
-    )
+    on_gpu = device.type == "cuda"
+    stream = graphs.side_stream(device) if on_gpu and capture else None
+    with torch.cuda.stream(stream):
+        return nn.parallel.DistributedDataParallel(
+            module,
+            [device.index] if on_gpu else None,
+            gradient_as_bucket_view=True,
+            static_graph=micro_batches == 1,
+            # LadderVAE.after_optimizer_step and average_statistics keep them the same
+            broadcast_buffers=False,
+        )
 
 
 @torch.no_grad()

@@ -6,26 +6,30 @@ by `TrainingStep`, which knows what to do about each. Weights, counts and messag
 same.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from datasets.loaders import Batch
+from datasets.loaders import Batch, TrainBatches
 from utils.processes import collectives
 from utils.training.checkpointer import Checkpointer
 from utils.training.state import TrainingState
 from utils.training.step import Requests, TrainingStep
 
 
-def can_defer(state: TrainingState) -> bool:
-    """Whether steps may be queued on the device without a host-device synchronisation.
+def obstacle(state: TrainingState) -> str | None:
+    """Why the host must read each step's losses before the next, if it must.
 
-    Its optimiser must be able to leave out a step by itself (`found_inf` of the fused kernels). A
+    The optimiser must be able to leave out a step by itself (`found_inf` of the fused kernels). A
     batch norm can't: every forward pass moves its running statistics.
     """
-    fused = all(group.get("fused") for group in state.optimizer.param_groups)
+    if not all(group.get("fused") for group in state.optimizer.param_groups):
+        return f"{type(state.optimizer).__name__} cannot leave out a step by itself"
     modules = state.model.modules()
-    batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules)
-    return state.model.device.type == "cuda" and fused and not batch_norm
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules):
+        return "model.batch_norm=true moves its statistics in a step that is skipped, too"
+    return None
 
 
 class DeferredSteps:
@@ -35,11 +39,16 @@ class DeferredSteps:
     the number of steps before each.
     """
 
-    def __init__(self, step: TrainingStep, checkpointer: Checkpointer, steps_per_epoch: int):
+    def __init__(self, step: TrainingStep, checkpointer: Checkpointer, batches: TrainBatches):
         self.step, self.state, self.checkpointer = step, step.state, checkpointer
-        self.steps_per_epoch = steps_per_epoch
-        self.pending: list[tuple[list[Batch], Tensor]] = []  # with [accepted, norm, losses…]
+        self.batches = batches
+        self.pending: list[list[Batch]] = []
+        self.rows: list[Tensor] = []  # of the pending steps, see `_unread`
         self.all_accepted = torch.ones((), dtype=torch.bool, device=step.model.device)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
+        """What each step of an epoch, from `start` on, is called with."""
+        return self.batches.epoch(epoch, start)
 
     def __call__(self, micro_batches: list[Batch], beta: float) -> Requests:
         """One optimiser step; returns requests when pending steps are read, and none otherwise.
@@ -58,25 +67,43 @@ class DeferredSteps:
     def flush_pending(self, beta: float) -> None:
         """Read the pending steps: record the accepted ones, and do the others again."""
         progress = self.state.progress
-        rows = torch.stack([row for _, row in self.pending]).tolist()
-        repeated = [step for (step, _), row in zip(self.pending, rows, strict=True) if not row[0]]
-        self.pending, self.all_accepted = [], torch.ones_like(self.all_accepted)
+        rows = self._read()
+        repeated = [step for step, row in zip(self.pending, rows, strict=True) if not row[0]]
+        self.pending = []
+        self.all_accepted.fill_(True)
         for accepted, norm, *losses in rows:
             if accepted:
                 progress.skipped_in_a_row = 0
                 progress.record_losses(losses, norm)
         progress.advance(-len(repeated))
-        for micro_batches in repeated:
-            self.step(micro_batches, beta)
+        for pending in repeated:
+            self._repeat(pending, beta)
 
     def _enqueue(self, micro_batches: list[Batch], beta: float) -> None:
-        """A step of which nothing is read from the device."""
+        self.rows.append(self._unread(micro_batches, beta, self.state.progress.step))
+        self.pending.append(micro_batches)
+
+    def _read(self) -> list[list[float]]:
+        """What `_unread` returned for each pending step, at the cost of one synchronisation."""
+        rows, self.rows = torch.stack(self.rows).tolist(), []
+        return rows
+
+    def _repeat(self, micro_batches: list[Batch], beta: float) -> None:
+        self.step(micro_batches, beta)
+
+    def _unread(
+        self, micro_batches: list[Batch], beta: float | Tensor, number: int | Tensor
+    ) -> Tensor:
+        """The step of this number, of which nothing is read from the device.
+
+        Returns [accepted, norm, loss, reconstruction, KL per layer…], on the device, float64.
+        """
         step, optimizer = self.step, self.state.optimizer
-        losses = step.gradients(micro_batches, beta)
+        losses = step.gradients(micro_batches, beta, number)
         norm = step.gradient_norm()
         accepted = step.accepts(losses.isfinite().all(), norm)
         means = collectives.mean(torch.cat([(~accepted)[None].to(losses), losses]).double())
-        self.all_accepted = accepted = self.all_accepted & (means[0] == 0)
+        accepted = self.all_accepted.logical_and_(means[0] == 0)
         step.clip(norm)
         optimizer.found_inf = (~accepted).float()  # 1: its kernels leave all as it was
         step.apply(
@@ -86,9 +113,7 @@ class DeferredSteps:
         )
         del optimizer.found_inf
         self._update_scale(accepted)
-        self.pending.append(
-            (micro_batches, torch.cat([accepted[None].to(means), norm[None].to(means), means[1:]]))
-        )
+        return torch.cat([accepted[None].to(means), norm[None].to(means), means[1:]])
 
     def _update_scale(self, accepted: Tensor) -> None:
         """Let the loss scaler count the step, and raise the scale, where it is accepted."""
@@ -105,6 +130,6 @@ class DeferredSteps:
         progress = self.state.progress
         return (
             progress.step % self.step.settings.log_every == 0
-            or progress.batch >= self.steps_per_epoch
+            or progress.batch >= len(self.batches)
             or self.checkpointer.due_by_count(progress.step)
         )

@@ -59,9 +59,12 @@ class TrainingStep:
         self.threshold = train.grad_skip_thr or math.inf
         self.local_module = LossModule(state.model, objective)
         device = state.model.device
-        self.loss_module = collectives.wrap(self.local_module, device, train.acc_grad)
+        if train.compile:
+            self.local_module.compile(dynamic=False)
+        capture = train.capture is True
+        self.loss_module = collectives.wrap(self.local_module, device, train.acc_grad, capture)
 
-    def __call__(self, micro_batches: list[Batch], beta: float) -> Requests:
+    def __call__(self, micro_batches: list[Batch], beta: float | Tensor) -> Requests:
         """One optimiser step; adds its losses to the epoch's sums where they are finite.
 
         Returns what all processes agree is to follow.
@@ -72,7 +75,7 @@ class TrainingStep:
             PeerFailed: where another process's losses are not finite and may not be skipped.
         """
         progress = self.state.progress
-        losses = self.gradients(micro_batches, beta).tolist()
+        losses = self.gradients(micro_batches, beta, progress.step).tolist()
         finite = all(map(math.isfinite, losses))
         flags = (*self.requests(progress.step + 1), not finite)
         (stop, save, bad), means = collectives.agree_and_average(flags, losses)
@@ -86,8 +89,10 @@ class TrainingStep:
             progress.record_losses(means, norm)
         return Requests(stop, save)
 
-    def gradients(self, micro_batches: list[Batch], beta: float) -> Tensor:
-        """Compute the gradient of a step (still scaled, in float16).
+    def gradients(
+        self, micro_batches: list[Batch], beta: float | Tensor, number: int | Tensor
+    ) -> Tensor:
+        """Compute the gradient of the step of this number, from 0 (still scaled, in float16).
 
         Returns (2 + L,), means over this process's images: loss (bits/dim), reconstruction and KL
         per layer (nats).
@@ -97,7 +102,7 @@ class TrainingStep:
         self.state.optimizer.zero_grad(set_to_none=True)
         for index, batch in enumerate(micro_batches):
             with collectives.no_sync(self.loss_module, index < len(micro_batches) - 1):
-                loss, reconstruction, kl = self._forward(self.loss_module, batch, beta)
+                loss, reconstruction, kl = self._forward(self.loss_module, batch, beta, number)
                 self.state.scaler.scale(loss / len(micro_batches)).backward()
             parts = [loss.detach()[None], reconstruction.detach().mean()[None], kl.detach().mean(0)]
             losses = losses + torch.cat(parts) / len(micro_batches)
@@ -138,11 +143,14 @@ class TrainingStep:
         if self.state.ema:
             self.state.ema.update(self.model, accepted)
 
-    def _forward(self, module: nn.Module, batch: Batch, beta: float) -> tuple[Tensor, ...]:
-        """Loss (bits/dim), reconstruction (B,) and kl (B, L) of this step: the same every time."""
-        seed, step = self.settings.seed, self.state.progress.step
-        keys = Noise.keyed(batch.ids, seed, NoisePurpose.TRAINING, step).keys
+    def _forward(
+        self, module: Callable, batch: Batch, beta: float | Tensor, number: int | Tensor
+    ) -> tuple[Tensor, ...]:
+        """Loss (bits/dim), reconstruction (B,) and kl (B, L) of a step: the same every time."""
+        keys = Noise.keyed(batch.ids, self.settings.seed, NoisePurpose.TRAINING, number).keys
         dtype = self.state.amp_dtype
+        if self.settings.compile and not isinstance(beta, Tensor):  # each number is compiled anew
+            beta = torch.full((), beta, dtype=torch.float64, device=keys.device)
         with torch.autocast(self.model.device.type, dtype, enabled=bool(dtype)):
             return module(batch.x, keys, beta)
 
@@ -193,7 +201,11 @@ class TrainingStep:
             why = f"its gradient's norm {norm:.3g} is {over}: {remedy}"
         raise CannotContinue(f"{count} steps in a row were skipped, the last because {why}")
 
-    def _explain(self, micro_batches: list[Batch], beta: float, losses: list[float]) -> str:
+    def _explain(
+        self, micro_batches: list[Batch], beta: float | Tensor, losses: list[float]
+    ) -> str:
         """What of this step is not finite, and the layer where that begins."""
-        passes = [partial(self._forward, self.local_module, b, beta) for b in micro_batches]
+        number = self.state.progress.step
+        forward = self.local_module.forward  # not what it is compiled to
+        passes = [partial(self._forward, forward, batch, beta, number) for batch in micro_batches]
         return diagnosis.explain_nonfinite(self.model, losses, passes)

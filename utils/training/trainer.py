@@ -27,11 +27,12 @@ from utils.terminal import Terminal
 from utils.tracking.tracker import Tracker
 from utils.training import diagnosis
 from utils.training.checkpointer import Checkpointer
-from utils.training.deferred import DeferredSteps, can_defer
+from utils.training.deferred import DeferredSteps, obstacle
 from utils.training.metrics import EpochMetrics
 from utils.training.pace import Pace
 from utils.training.progress import Progress
 from utils.training.state import TrainingState
+from utils.training.static import StaticSteps, why_not
 from utils.training.step import Requests, TrainingStep
 from utils.training.stopping import CannotContinue, TrainingStopped
 
@@ -76,7 +77,7 @@ class Trainer:
         self.state = TrainingState(model, optimizer, scheduler, train, objective)
         self.checkpointer = Checkpointer(self.state, saver, train, terminal)
         self.step = TrainingStep(self.state, objective, train, self._requests)
-        self.deferred = self.defer_steps() if can_defer(self.state) else None
+        self.deferred = self._static_steps() or self._deferred_steps()
         self.pace = Pace(train.log_every)
 
     @property
@@ -127,7 +128,8 @@ class Trainer:
         beta = self.objective.beta(progress.epoch)
         title = f"epoch {progress.epoch + 1}/{self.settings.max_epochs}"
         with self.terminal.bar(title, len(self.batches), progress.batch, every=MINUTE) as bar:
-            for micro_batches in self.batches.epoch(progress.epoch, progress.batch):
+            source = self.deferred or self.batches
+            for micro_batches in source.epoch(progress.epoch, progress.batch):
                 requests = self._timed_step(micro_batches, beta)
                 bar.advance(self._progress_text())
                 self.checkpointer.check()
@@ -142,7 +144,7 @@ class Trainer:
 
     def defer_steps(self) -> DeferredSteps:
         """Steps that don't wait for the device, to be used as `deferred`."""
-        return DeferredSteps(self.step, self.checkpointer, len(self.batches))
+        return DeferredSteps(self.step, self.checkpointer, self.batches)
 
     def validate(self) -> Collapse:
         """Bound and active units on the validation set; a signal to any process ends it early."""
@@ -180,6 +182,21 @@ class Trainer:
         self.checkpointer.save(*names)
         if progress.epoch % settings.eval_freq == 0:
             self._draw(collapse)
+
+    def _static_steps(self) -> StaticSteps | None:
+        """Steps to be captured as a CUDA graph, where train.capture asks for them and it can be."""
+        capture, on_gpu = self.settings.capture, self.model.device.type == "cuda"
+        if not capture or (capture == "auto" and not on_gpu):
+            return None
+        if reason := why_not(self.step, self.batches):
+            self.terminal.line(f"Note: training steps are not captured as a CUDA graph: {reason}.")
+            return None
+        return StaticSteps(self.step, self.checkpointer, self.batches, self.terminal.line)
+
+    def _deferred_steps(self) -> DeferredSteps | None:
+        """Steps that don't wait for the device, where it can do without."""
+        deferred = self.model.device.type == "cuda" and not obstacle(self.state)
+        return self.defer_steps() if deferred else None
 
     def _requests(self, step: int) -> Requests:
         """What this process asks for after so many steps."""

@@ -79,6 +79,8 @@ class Train(Group):
     grace_seconds: Annotated[float, Field(ge=0, le=86_400), FREE]
     stuck_minutes: Annotated[float, Field(gt=0, le=240), FREE]
     on_save_error: Annotated[Literal["stop", "continue"], FREE]
+    capture: Annotated[Literal["auto", True, False], FREE]
+    compile: Annotated[bool, FREE]
     use_amp: bool
     checkpoint_activations: Annotated[bool, FREE]
     ema_rate: Rate
