@@ -65,7 +65,11 @@ class Net(CheckpointedModule, nn.Sequential):
 
 
 class ResidualBlock(CheckpointedModule):
-    """skip(x) + β·net(x) with β = 0 at the start, so that every block starts as its skip."""
+    """skip(x) + β·net(x) with β = 0 at the start, so that every block starts as its skip.
+
+    Under autocast β takes the type that the convolutions compute in: a float32 one would make the
+    maps from block to block float32, which doubles what a step moves.
+    """
 
     def __init__(self, net: nn.Sequential, in_channels: int, out_channels: int):
         super().__init__()
@@ -77,7 +81,8 @@ class ResidualBlock(CheckpointedModule):
 
     def compute(self, x: Tensor) -> Tensor:
         """skip(x) + β·net(x)."""
-        return torch.addcmul(self.skip(x), self.beta, self.net(x))
+        change = self.net(x)
+        return torch.addcmul(self.skip(x), self.beta.to(change.dtype), change)
 
 
 def encoder_block(in_channels: int, out_channels: int, style: BlockStyle) -> ResidualBlock:

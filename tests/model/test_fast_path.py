@@ -136,3 +136,23 @@ def test_the_first_steps_lose_what_they_always_did():
     """Kernels and machines round differently, by 1e-4 after so few steps; a change is far more."""
     stored = json.loads(CURVE.read_text())
     assert curve(compose("digits_dct_ladder")) == pytest.approx(stored, rel=1e-3)
+
+
+@pytest.mark.parametrize("experiment", ["digits_dct_ladder", "mnist_dct_ladder"])
+def test_maps_from_block_to_block_have_the_type_that_convolutions_compute_in(experiment):
+    """Under autocast; without it a block is what it says, to the last bit."""
+    settings, types = compose(experiment, *shrunk(experiment)), {True: [], False: []}
+    model, x = build.build_model(settings), torch.rand(2, 1, *[settings.dataset.image_size] * 2)
+    randomised(model)
+    for module in model.modules():
+        if isinstance(module, ResidualBlock):
+            module.register_forward_hook(
+                lambda m, given, out: types[torch.is_autocast_enabled("cpu")].append(
+                    (out.dtype, torch.addcmul(m.skip(given[0]), m.beta, m.net(given[0])), out)
+                )
+            )
+    for half in (True, False):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            model(x, noise=Noise.keyed(torch.arange(2), 0))
+    assert {dtype for dtype, _, _ in types[True]} == {torch.bfloat16}
+    assert all(torch.equal(said, out) for _, said, out in types[False]) and types[False]

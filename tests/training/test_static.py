@@ -1,5 +1,7 @@
 """Static steps: what they read lies still, and recorded once they need no Python."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -135,21 +137,42 @@ class Foreign(BetaNelbo):
     """An objective that isn't the project's."""
 
 
+def sgd(fused: bool):
+    """SGD, to be built for some parameters."""
+    return partial(torch.optim.SGD, lr=1e-3, fused=fused)
+
+
 @pytest.mark.parametrize(
-    ("overrides", "reason"),
+    ("override", "optimizer", "reason"),
     [
-        (["model.batch_norm=true"], "model.batch_norm=true moves"),
-        (["train.optimizer._target_=torch.optim.SGD", "~train.optimizer.betas"], "SGD cannot"),
+        ("model.batch_norm=true", None, "model.batch_norm=true moves"),
+        ("train.acc_grad=2", sgd(False), "SGD cannot leave out"),
+        ("train.acc_grad=2", sgd(True), "SGD reads its learning rate"),
     ],
 )
-def test_what_cannot_be_static_is_told(tmp_path, monkeypatch, overrides, reason):
+def test_what_cannot_be_static_is_told(tmp_path, monkeypatch, override, optimizer, reason):
     lines = []
     monkeypatch.setattr("utils.terminal.Terminal.line", lambda self, text: lines.append(text))
-    optimizer = torch.optim.SGD if "SGD" in reason else None
-    overrides = [] if optimizer else overrides
-    trainer = make_trainer(tmp_path, "train.capture=true", *overrides, optimizer=optimizer)
+    trainer = make_trainer(tmp_path, "train.capture=true", FEW, override, optimizer=optimizer)
     assert trainer.deferred is None
     assert any("not captured" in line and reason in line for line in lines)
+
+
+def test_a_step_that_breaks_off_while_recorded_leaves_nothing(tmp_path, monkeypatch):
+    """In float16 too, whose scaler notes what it has unscaled."""
+    trainers = make_pair(tmp_path, FEW, AWARE, "train.max_epochs=1", kind="static")
+    for trainer in trainers:
+        trainer.state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+    steps = trainers[1].deferred
+    steps.line = [].append
+    with monkeypatch.context() as broken:
+        broken.setattr(steps.step, "clip", lambda norm: float(norm))
+        broken.setattr(graphs, "capture", fake_graph.capture)
+        steps.run = steps.captured()
+    assert steps.run == steps.static_step
+    for trainer in trainers:
+        trainer.fit()
+    assert_same(*trainers)
 
 
 def test_classes_of_ones_own_are_captured_only_when_asked_for(tmp_path):

@@ -29,6 +29,8 @@ def why_not(step: TrainingStep, batches: TrainBatches) -> str | None:
         return "the images are read from the disk"
     if reason := obstacle(step.state):
         return reason
+    if not all("capturable" in group for group in step.state.optimizer.param_groups):
+        return f"{type(step.state.optimizer).__name__} reads its learning rate from Python"
     if step.settings.capture is True:
         return None
     if collectives.several():
@@ -120,9 +122,16 @@ class StaticSteps(DeferredSteps):
         self.all_accepted.fill_(True)
         [failed] = collectives.agree(error is not None)
         if failed:
+            self._forget()
             why = error or "another process could not"
             self.line(f"Note: training steps are not captured as a CUDA graph: {why}.")
         return self.static_step if failed else replay
+
+    def _forget(self) -> None:
+        """Undo what a step that broke off has begun."""
+        if self.state.scaler.is_enabled():  # else it takes the next gradients as unscaled
+            self.state.scaler._per_optimizer_states.clear()
+        self.state.model.after_optimizer_step(torch.zeros_like)
 
     def _warm_up(self) -> None:
         for _ in range(graphs.warm_ups()):
