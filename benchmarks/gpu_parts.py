@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -247,16 +248,14 @@ def two(here: Machine) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.gpu_parts", "one_of_two"]
         command += ["--device", str(here.device), "--root", folder]
-        ranks = [
-            subprocess.Popen(
-                command, cwd=FOLDER, env={**os.environ, "RANK": rank}, stdout=subprocess.PIPE
-            )
-            for rank in "01"
-        ]
-        outputs = [process.communicate()[0] for process in ranks]
-    if any(process.returncode for process in ranks):
-        raise RuntimeError("one of the two processes failed")
-    return json.loads(outputs[0].splitlines()[-1])
+        start = partial(subprocess.Popen, command, cwd=FOLDER, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        ranks = [start(env={**os.environ, "RANK": rank}, **pipes) for rank in "01"]
+        told = [process.communicate() for process in ranks]
+    for process, (_, errors) in zip(ranks, told, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"one of the two processes failed: {errors.strip()[-200:]}")
+    return json.loads(told[0][0].splitlines()[-1])
 
 
 def one_of_two(here: Machine) -> dict:
