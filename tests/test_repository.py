@@ -1,15 +1,11 @@
-"""What holds for the project as a whole: its layers, its dependencies, its pages."""
+"""What holds for the project as a whole: its layers, its dependencies, its benchmarks."""
 
 import ast
-import itertools
 import platform
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
-from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -17,7 +13,6 @@ import yaml
 
 from benchmarks import memory, saving, start
 from tests.conftest import ROOT, compose, shrunk
-from utils.settings import composition
 
 FOLDERS = ("datasets", "model", "utils")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -230,76 +225,3 @@ def test_the_benchmark_of_saving_measures(tmp_path, monkeypatch):
 def test_nothing_of_ours_is_installed_under_its_common_name():
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     assert tools["setuptools"]["packages"] == []
-
-
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def documented_commands(page: Path) -> list[str]:
-    """The lines of a page's shell blocks, continuation lines joined."""
-    blocks = re.findall(r"```(?:bash|shell)\n(.*?)```", page.read_text(), re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split(" #")[0].strip() for line in lines if line.strip()]
-
-
-def test_documented_commands_compose():
-    """Every command of README and docs, up to where it would read data or a checkpoint."""
-    checked = 0
-    for line in itertools.chain.from_iterable(map(documented_commands, PAGES)):
-        for part in line.split("&&"):
-            words = shlex.split(part)
-            if "run_experiment.py" not in words:
-                continue
-            overrides = words[words.index("run_experiment.py") + 1 :]
-            choices = [[override] for override in overrides]
-            if "-m" in overrides:
-                overrides.remove("-m")
-                pairs = [override.partition("=") for override in overrides]
-                choices = [[f"{key}={v}" for v in value.split(",")] for key, _, value in pairs]
-            for job in itertools.product(*choices):
-                composed = composition.compose(list(job))
-                if composed.task.name == "train" and composed.train.resume_id is None:
-                    composition.composed_settings(composed)
-            checked += 1
-    assert checked >= 30
-
-
-def test_the_two_lines_of_the_readme_and_ci_agree():
-    commands = documented_commands(ROOT / "README.md")
-    main, tests = commands[:2]
-    assert main.endswith("run_experiment.py experiment=digits_dct_ladder")
-    assert tests.endswith("pip install -e '.[test]' && python -m pytest")
-    ci = (ROOT / ".ci" / "run").read_text()
-    assert "install --quiet --disable-pip-version-check --editable '.[test]'" in ci
-    assert "python -m pytest" in ci
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_link_to_what_exists(page):
-    """Files, and sections by the anchors that GitHub gives them."""
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        path, _, anchor = target.partition("#")
-        if target.startswith("https:"):
-            continue
-        linked = (page.parent / path) if path else page
-        assert linked.exists(), target
-        if anchor:
-            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
-            assert anchor in [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_name_only_settings_and_files_that_exist(page):
-    text = page.read_text()
-    for path in re.findall(r"`((?:configs|model|datasets|utils|tests)/[\w./]*)`", text):
-        if "." in path or path.endswith("/"):  # else it is a config group
-            assert (ROOT / path).exists(), path
-    from utils.settings.schema import KEYS
-
-    prefixes = ("model.", "train.", "dataset.", "wandb.", "task.")
-    for key in re.findall(r"`([a-z_]+\.[\w.]+)(?:=[^`]*)?`", text):
-        if key.rpartition(".")[2][:1].isupper() and not key.startswith("train."):
-            assert resolve_name(key)  # a class of the project
-        elif key.startswith(prefixes) and not key.endswith((".py", ".safetensors")):
-            known = key in KEYS or any(rule.startswith(key.rstrip(".") + ".") for rule in KEYS)
-            assert known, key
