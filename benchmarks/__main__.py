@@ -5,7 +5,7 @@
     python -m benchmarks experiment=digits_ladder --only step inference
     python -m benchmarks --device cuda
 
-Shares are of this machine's matrix product, measured in the same run. `python -m benchmarks.saving`
+Shares are of this machine's own rates, measured in the same run. `python -m benchmarks.saving`
 and `python -m benchmarks.several` measure checkpoints and several processes.
 """
 

@@ -1,7 +1,7 @@
 """The training step within the trainer's own loop: data, loss, clipping, optimiser, logging.
 
-A share is of this machine's matrix product, measured after every epoch: rates differ between
-machines and hours.
+A share is of a rate of this machine's own, measured after every epoch: rates differ between
+machines and hours. There are two: of a matrix product, and of the model's fastest 3×3 convolution.
 """
 
 import math
@@ -16,6 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.convolutions import convolutions, fastest, seconds_of_all
 from benchmarks.measure import NO_GPU, Row, Subject, matrix_product, seconds
 from datasets.loaders import TrainBatches
 from model.noise import Noise
@@ -83,18 +84,23 @@ def flops_per_image(subject: Subject) -> float:
     return 3.0 * counter.get_total_flops() / 8
 
 
-def training(subject: Subject, dtype: torch.dtype = torch.float32) -> tuple[float, float, float]:
-    """(images/s, share of the matrix product's FLOP/s, those FLOP/s): medians over epochs."""
+def training(
+    subject: Subject, *yardsticks: Callable[[], float]
+) -> tuple[float, list[tuple[float, float]]]:
+    """(images/s, [(share of a yardstick's FLOP/s, those FLOP/s) for each]): medians over epochs."""
     peaks = []
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
-            subject, Path(folder), lambda *_: peaks.append(matrix_product(subject.device, dtype))
+            subject, Path(folder), lambda *_: peaks.append([peak() for peak in yardsticks])
         )
         trainer.fit()
         rates = [row["train/images_per_second"] for row in trainer.tracker.local.rows()]
     flops = flops_per_image(subject)
-    shares = [rate * flops / peak for rate, peak in zip(rates, peaks, strict=True)]
-    return tuple(map(statistics.median, (rates[1:], shares[1:], peaks[1:])))
+    found = []
+    for column in zip(*peaks, strict=True):
+        shares = [rate * flops / peak for rate, peak in zip(rates, column, strict=True)]
+        found.append((statistics.median(shares[1:]), statistics.median(column[1:])))
+    return statistics.median(rates[1:]), found
 
 
 def loading(subject: Subject) -> float:
@@ -127,17 +133,25 @@ def launches(subject: Subject) -> tuple[float, float]:
 
 
 def rows(overrides: list[str], device: torch.device) -> list[Row]:
-    """One experiment's step in float32, against the matrix product, and its loader."""
+    """One experiment's step in float32, against both yardsticks, and its loader."""
     subject = Subject.create([*overrides, "train.use_amp=false"], device, STEPS)
-    name = subject.settings.name
-    rate, share, peak = training(subject)
-    loader = loading(subject) * rate / subject.batch_size
-    goal = "≥ 0.65" if device.type == "cpu" else ""
+    name, kinds = subject.settings.name, convolutions(subject)
+    yardstick = fastest(kinds)
+    rate, [(of_product, product), (of_convolution, convolution)] = training(
+        subject, lambda: matrix_product(device), yardstick.rate
+    )
     flops = flops_per_image(subject)
+    allowed = subject.batch_size * flops / seconds_of_all(kinds) / convolution
+    loader = loading(subject) * rate / subject.batch_size
+    goals = ("≥ 0.65", "≥ 0.60") if device.type == "cpu" else ("", "")
+    size = f"3×3, {', '.join(map(str, yardstick.x.shape))}, forward and backward"
     return [
-        Row("matrix product", f"{peak / 1e9:,.0f} GFLOP/s", "", "2048³, float32"),
-        Row("training step, share of the product", f"{share:.2f}", goal, f"{name}, float32"),
+        Row("matrix product", f"{product / 1e9:,.0f} GFLOP/s", "", "2048³, float32"),
+        Row("convolution", f"{convolution / 1e9:,.0f} GFLOP/s", "", size),
         Row("training", f"{rate:,.4g} images/s", "", f"{flops / 1e9:.3f} GFLOP per image"),
+        Row("training step, share of the product", f"{of_product:.2f}", goals[0], name),
+        Row("  share of the convolution", f"{of_convolution:.2f}", goals[1], name),
+        Row("  if its convolutions were all", f"{allowed:.2f}", "", "nothing between them"),
         Row("loader, share of the step", f"{loader:.2%}", "< 2 %", f"{name}, with flips"),
     ]
 
@@ -151,7 +165,7 @@ def gpu_rows(device: torch.device) -> list[Row]:
         if peak:
             overrides = [f"experiment={name}", "train.use_amp=true"]
             subject = Subject.create(overrides, device, STEPS)
-            rate, share, _ = training(subject, torch.bfloat16)
+            rate, [(share, _)] = training(subject, lambda: matrix_product(device, torch.bfloat16))
             launched, waited = launches(subject)
             value = {
                 "rate": f"{rate:,.0f} images/s",
