@@ -20,6 +20,7 @@ from model.layers import (
     decoder_block,
     decoder_net,
     last_conv,
+    split_channels,
 )
 from model.noise import Noise
 from model.posteriors import posterior_form
@@ -87,7 +88,7 @@ class LatentBlock(nn.Module):
     def posterior(self, s: Tensor, feature: Tensor, p: Density) -> Gaussian:
         """q(z | s, feature), beside p(z | s)."""
         h = self.posterior_net(feature if self.disconnect else feature + s)
-        mean, raw = at_least_float32(h).chunk(2, dim=1)
+        mean, raw = split_channels(at_least_float32(h), [self.width] * 2)
         return self.form(mean, raw, p)
 
     def forward(

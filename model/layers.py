@@ -3,12 +3,15 @@
 Shapes: (B, channels, h, w) in and out; a block changes channels, never the resolution.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
+
+from model.depthwise import DepthwiseConv2d
 
 ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "elu": nn.ELU}
 
@@ -34,9 +37,15 @@ class BlockStyle:
         """BatchNorm (momentum 0.05) in a list, or an empty list without batch_norm."""
         return [nn.BatchNorm2d(channels, momentum=0.05)] if self.batch_norm else []
 
-    def conv(self, inp: int, out: int, kernel: int, groups: int = 1) -> nn.Module:
+    def conv(self, inp: int, out: int, kernel: int) -> nn.Module:
         """A same-size convolution inside a block, weight-normalised if `weight_norm` is set."""
-        layer = nn.Conv2d(inp, out, kernel, padding=kernel // 2, groups=groups)
+        return self._normed(nn.Conv2d(inp, out, kernel, padding=kernel // 2))
+
+    def depthwise(self, channels: int, kernel: int) -> nn.Module:
+        """The same, of each channel alone."""
+        return self._normed(DepthwiseConv2d(channels, kernel))
+
+    def _normed(self, layer: nn.Conv2d) -> nn.Module:
         return weight_norm(layer) if self.weight_norm else layer
 
 
@@ -123,7 +132,7 @@ def prior_net(in_channels: int, out_channels: int, style: BlockStyle) -> Net:
         style.conv(in_channels, hidden, 1),
         *style.norm(hidden),
         style.act(),
-        style.conv(hidden, hidden, 5, groups=hidden),
+        style.depthwise(hidden, 5),
         *style.norm(hidden),
         style.act(),
         nn.Conv2d(hidden, out_channels, 1),
@@ -148,6 +157,16 @@ def zero_init(layer: nn.Module) -> nn.Module:
 def channels_last(x: Tensor) -> Tensor:
     """x (B, C, h, w); a single channel gets the strides of channels-last memory format."""
     return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2) if x.shape[1] == 1 else x
+
+
+def split_channels(x: Tensor, channels: Sequence[int]) -> list[Tensor]:
+    """x (B, C, h, w) in parts of so many channels; its gradient is put together channels last.
+
+    `x.split(channels, 1)` makes it channel by channel, and each convolution that such a gradient
+    comes to has to turn it around.
+    """
+    parts = x.permute(0, 2, 3, 1).split(list(channels), dim=3)
+    return [part.permute(0, 3, 1, 2) for part in parts]
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.density import Density
 from model.distributions import Gaussian, log_softplus
-from model.layers import BlockStyle, at_least_float32, prior_net
+from model.layers import BlockStyle, at_least_float32, prior_net, split_channels
 from model.noise import Noise
 from model.part import Part
 
@@ -77,7 +77,7 @@ class NetworkPrior(Prior):
 
     def forward(self, s: Tensor, noise: Noise) -> tuple[Gaussian, Tensor]:
         """p(z | s) and the features."""
-        mean, raw, features = self.net(s).split(self.split, dim=1)
+        mean, raw, features = split_channels(self.net(s), self.split)
         logvar = self.log_variance(at_least_float32(raw))
         return Gaussian(at_least_float32(mean), logvar), features
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import zero_init
+from model.layers import at_least_float32, zero_init
 from model.noise import Noise
 from model.part import Part
 
@@ -169,8 +169,19 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(self.norm(x).flatten(2))  # (B, 3C, d²)
         heads = qkv.unflatten(1, (self.num_heads, -1)).transpose(2, 3)  # (B, heads, d², 3ch)
         heads = heads.contiguous()  # else its fused kernels don't take them
-        attended = F.scaled_dot_product_attention(*heads.chunk(3, dim=3))  # (B, heads, d², ch)
+        attended = self._attention(heads)  # (B, heads, d², ch)
         return x + self.out(attended.transpose(2, 3).flatten(1, 2)).view_as(x)
+
+    @staticmethod
+    def _attention(heads: Tensor) -> Tensor:
+        """(B, heads, d², 3ch) -> (B, heads, d², ch).
+
+        On a CPU in float32 at least: in bfloat16 its backward pass takes ten times as long there.
+        """
+        if heads.device.type != "cpu":
+            return F.scaled_dot_product_attention(*heads.chunk(3, dim=3))
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(*at_least_float32(heads).chunk(3, dim=3))
 
 
 def most_levels(size: int) -> int:

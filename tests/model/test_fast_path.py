@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from datasets.loaders import TrainBatches
-from model.layers import CheckpointedModule, ResidualBlock
+from model.layers import CheckpointedModule, ResidualBlock, split_channels
 from model.noise import Noise
 from model.objective import LossModule
-from model.unet import TimeBlock
+from model.unet import SelfAttention, TimeBlock
 from tests.conftest import compose, randomised, shrunk
 from tests.training.trainers import make_trainer
 from utils.settings import build, composition
@@ -156,3 +156,31 @@ def test_maps_from_block_to_block_have_the_type_that_convolutions_compute_in(exp
             model(x, noise=Noise.keyed(torch.arange(2), 0))
     assert {dtype for dtype, _, _ in types[True]} == {torch.bfloat16}
     assert all(torch.equal(said, out) for _, said, out in types[False]) and types[False]
+
+
+def test_the_gradient_of_a_split_is_put_together_channels_last():
+    """Its values, and those of the parts, are `Tensor.split`'s, to the last bit."""
+    x = torch.randn(2, 7, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    sizes, found = [1, 1, 5], []
+    for split in (split_channels, lambda x, sizes: x.split(sizes, 1)):
+        h = 2.0 * x
+        h.register_hook(found.append)
+        parts = split(h, sizes)
+        found += parts
+        sum((part * (1 + index) * part).sum() for index, part in enumerate(parts)).backward()
+    *ours, gradient = found[: len(found) // 2]
+    *plain, expected = found[len(found) // 2 :]
+    assert all(map(torch.equal, ours, plain)) and torch.equal(gradient, expected)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_attention_is_computed_in_float32_on_a_cpu():
+    """Where autocast would have it in bfloat16, whose backward pass is slow there."""
+    layer, types = SelfAttention(32, 2), []
+    torch.nn.init.normal_(layer.out.weight)
+    layer.out.register_forward_pre_hook(lambda module, given: types.append(given[0].dtype))
+    x = torch.randn(2, 32, 7, 7)
+    exact = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(x), exact, rtol=0.02, atol=0.02)
+    assert types == [torch.float32, torch.float32]
