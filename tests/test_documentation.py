@@ -1,6 +1,7 @@
 """README and docs: every command is one that the project takes; links, keys and files exist."""
 
 import argparse
+import ast
 import json
 import re
 import shlex
@@ -30,6 +31,7 @@ ELSEWHERE = {  # how a command begins that is not checked here -> why
     "python -m pytest": "the tests themselves",
     "python docs/tour.py": "a test of this file runs it whole",
     "python -m tests.runs.test_published": "needs published checkpoints; its slow tests compare",
+    "python -m docs.results.": "tests/report/test_results.py calls them",
     "python -m utils.report.matrix_page": "tests/report/test_matrix.py calls it",
     "PYTHONPATH=. python run_experiment.py --config-dir": "tests/test_extending.py runs them whole",
     "mpirun --hostfile": "Open MPI's options; what they start is said before",
@@ -123,6 +125,24 @@ def test_documented_modules_take_their_arguments(monkeypatch):
         names, left = parsed.value.args
         composition.compose([*getattr(names, "overrides", []), *left])
     assert len(checked) >= 5
+
+
+def test_troubleshooting_quotes_what_the_project_prints():
+    """Of each quotation, the parts between what differs are in some message of the code."""
+    folders = (ROOT / name for name in ("datasets", "model", "utils"))
+    trees = (ast.parse(file.read_text()) for f in folders for file in f.rglob("*.py"))
+    texts = [node.value for tree in trees for node in ast.walk(tree) if is_text(node)]
+    assert "CUDA out of memory" not in " ".join(texts)  # which is PyTorch's own
+    quoted = re.findall("“(.*?)”", (ROOT / "docs" / "troubleshooting.md").read_text())
+    parts = {part.strip(" :.,") for text in quoted for part in text.split("…")}
+    for part in parts - {"CUDA out of memory"}:
+        assert any(part in text for text in texts), part
+    assert len(quoted) >= 15
+
+
+def is_text(node: ast.AST) -> bool:
+    """Whether it is a piece of text in a program."""
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Draws docs/pictures/kl_per_layer.svg from the figures of docs/results/digits_matrix.json.
 
 python docs/pictures/draw.py
+
+Its panels and axes serve other drawings too: `python -m docs.results.make`.
 """
 
 import json
@@ -10,6 +12,7 @@ HERE = Path(__file__).resolve().parent
 FIGURES = HERE.parent / "results" / "digits_matrix.json"
 PANELS = {"none": "plain ladder", "context": "with a DCT context"}
 LEFT, TOP, WIDTH, HEIGHT, GAP = 62, 62, 330, 190, 56  # of a panel, in pixels
+PITCH = HEIGHT + 100  # from one row of panels to the next
 STYLE = """
     text { font: 14px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328; }
     .small { font-size: 12.5px; fill: #57606a; }
@@ -25,54 +28,77 @@ STYLE = """
 
 def main() -> None:
     """Write the drawing beside this file."""
-    cells = json.loads(FIGURES.read_text())["cells"]
-    chosen = {arm: [c for c in cells if c["arm"] == arm] for arm in PANELS}
+    matrix = json.loads(FIGURES.read_text())
+    chosen = {title: of_arm(matrix["cells"], arm) for arm, title in PANELS.items()}
+    plain, context = chosen.values()
+    text = (
+        f"The top latent of the plain ladder carries {top_kl(plain)} nats, depending on the seed; "
+        f"the context carries {top_kl(context)} nats for every seed."
+    )
+    drawing = kl_per_layer(chosen, matrix["dataset"], matrix["epochs"], text)
+    (HERE / "kl_per_layer.svg").write_text(drawing, encoding="utf-8")
+
+
+def of_arm(cells: list[dict], arm: str) -> list[dict]:
+    """The runs of one model."""
+    return [cell for cell in cells if cell["arm"] == arm]
+
+
+def top_kl(runs: list[dict]) -> str:
+    """The range of the top latent's KL over the seeds."""
+    kl = [run["layers"][0]["kl"] for run in runs]
+    return f"{min(kl):.2f} to {max(kl):.2f}"
+
+
+def kl_per_layer(chosen: dict[str, list[dict]], dataset: str, epochs: int, text: str) -> str:
+    """An SVG with a panel for each model, two in a row; chosen: its runs, by its title."""
     highest = max(layer["kl"] for runs in chosen.values() for c in runs for layer in c["layers"])
-    top = 2.0 * (int(highest / 2.0) + 1)
-    parts = [panel(i, arm, chosen[arm], top) for i, arm in enumerate(PANELS)]
-    size = f"{2 * WIDTH + GAP + LEFT + 20} {HEIGHT + TOP + 52}"
-    seeds = len(chosen["none"])
-    title = f"KL of each latent layer over {seeds} seeds: digits, 60 epochs"
-    text = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" role="img">
+    step = tick_step(highest)
+    top = step * (int(highest / step) + 1)
+    parts = [panel(i, title, runs, top, step) for i, (title, runs) in enumerate(chosen.items())]
+    seeds = max(map(len, chosen.values()))
+    over = f"over {seeds} seeds" if seeds > 1 else "of one seed"
+    title = f"KL of each latent layer {over}: {dataset}, {epochs} epochs"
+    return svg(title, text, "".join(parts), rows=(len(chosen) + 1) // 2)
+
+
+def svg(title: str, text: str, content: str, rows: int = 1, style: str = "", extra: int = 0) -> str:
+    """The file of a drawing of `rows` rows of panels; extra: pixels below them."""
+    size = f"{2 * WIDTH + GAP + LEFT + 20} {TOP + (rows - 1) * PITCH + HEIGHT + 52 + extra}"
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" role="img">
   <title>{title}</title>
-  <desc>{description(chosen)}</desc>
-  <style>{STYLE}
+  <desc>{text}</desc>
+  <style>{STYLE}{style}
   </style>
   <text x="{LEFT}" y="20" font-weight="600">{title}</text>
-{"".join(parts)}</svg>
+{content}</svg>
 """
-    (HERE / "kl_per_layer.svg").write_text(text, encoding="utf-8")
 
 
-def description(chosen: dict[str, list[dict]]) -> str:
-    """What the picture shows, in words."""
-    tops = {arm: [run["layers"][0]["kl"] for run in runs] for arm, runs in chosen.items()}
-    ranges = {arm: f"{min(kl):.2f} to {max(kl):.2f}" for arm, kl in tops.items()}
-    return (
-        f"The top latent of the plain ladder carries {ranges['none']} nats, depending on the seed; "
-        f"the context carries {ranges['context']} nats for every seed."
-    )
+def tick_step(highest: float) -> int:
+    """Between the ticks of an axis that begins at 0; at most ten of them."""
+    steps = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
+    return max(2, next(step for step in steps if highest < 10 * step))
 
 
-def panel(index: int, arm: str, runs: list[dict], top: float) -> str:
+def panel(index: int, title: str, runs: list[dict], top: int, tick: int) -> str:
     """One model: layers from the top along x, KL in nats along y, a line for each seed."""
-    left, names = LEFT + index * (WIDTH + GAP), layer_names(runs[0])
+    left, upper = LEFT + index % 2 * (WIDTH + GAP), TOP + index // 2 * PITCH
+    names = layer_names(runs[0])
     step = WIDTH / len(names)
 
     def x(layer: int) -> float:
         return left + (layer + 0.5) * step
 
     def y(kl: float) -> float:
-        return TOP + HEIGHT * (1.0 - kl / top)
+        return upper + HEIGHT * (1.0 - kl / top)
 
-    lines = [f'<text x="{left}" y="{TOP - 16}">{PANELS[arm]}</text>']
-    for tick in range(0, int(top) + 1, 2):
-        kind = "axis" if tick == 0 else "grid"
-        lines.append(f'<path class="{kind}" d="M{left} {y(tick):.1f}H{left + WIDTH}"/>')
-        label = f'<text class="small" x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">'
-        lines.append(f"{label}{tick}{' nats' if tick == top and index == 0 else ''}</text>")
+    lines = [f'<text x="{left}" y="{upper - 16}">{title}</text>']
+    for value in range(0, top + 1, tick):
+        unit = " nats" if value == top and index % 2 == 0 else ""
+        lines += grid_line(left, y(value), f"{value}{unit}", value == 0)
     for layer, name in enumerate(names):
-        place = f'x="{x(layer):.1f}" y="{TOP + HEIGHT + 19}" text-anchor="middle"'
+        place = f'x="{x(layer):.1f}" y="{upper + HEIGHT + 19}" text-anchor="middle"'
         lines.append(f'<text class="small" {place}>{name}</text>')
     for run in runs:
         points = [(x(i), y(layer["kl"])) for i, layer in enumerate(run["layers"])]
@@ -81,11 +107,21 @@ def panel(index: int, arm: str, runs: list[dict], top: float) -> str:
         for layer, (a, b) in zip(run["layers"], points, strict=True):
             kind = "context" if layer["context"] else "dot"
             lines.append(f'<circle class="{kind}" cx="{a:.1f}" cy="{b:.1f}" r="3.6"/>')
-    lines.append(
-        f'<text class="small" x="{left + WIDTH / 2}" y="{TOP + HEIGHT + 40}" '
-        'text-anchor="middle">latent layers, from the top</text>'
-    )
+    lines.append(below(left, upper, "latent layers, from the top"))
     return "".join(f"  {line}\n" for line in lines)
+
+
+def grid_line(left: int, y: float, label: str, axis: bool = False) -> list[str]:
+    """A horizontal line through a panel, and what it stands for."""
+    kind = "axis" if axis else "grid"
+    text = f'<text class="small" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
+    return [f'<path class="{kind}" d="M{left} {y:.1f}H{left + WIDTH}"/>', text]
+
+
+def below(left: int, upper: int, text: str) -> str:
+    """What a panel's x axis is."""
+    place = f'x="{left + WIDTH / 2}" y="{upper + HEIGHT + 40}"'
+    return f'<text class="small" {place} text-anchor="middle">{text}</text>'
 
 
 def layer_names(run: dict) -> list[str]:

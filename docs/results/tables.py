@@ -1,0 +1,132 @@
+"""The tables of stored results, in Markdown: a row for each model, and the differences."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from docs.results.collect import Results, TrainedRun
+from utils.evaluation.bound import NllEstimate
+from utils.evaluation.collapse import Z_95
+from utils.report.matrix import ArmSummary, Change, half_width
+from utils.report.matrix_cells import BY_KEY
+from utils.table import minus
+
+PAPER = {  # Kuzina & Tomczak 2023: −log p(x) in nats by `published`, active units in %
+    "mnist_ladder": (None, "34"),
+    "mnist_dct_ladder": ("76.62", "49"),
+    "omniglot_dct_ladder": ("86.11", None),
+}
+MEANS = ("nelbo", "kl", "kl_top", "active", "in_use", "worth", "information")
+CHANGES = ("nll", "nelbo", "kl", "kl_top", "information", "active", "worth")
+NONE = "–"
+Kind = tuple[str, int, int]  # estimator, K, images
+
+
+def results_table(results: Results) -> list[list[str]]:
+    """A row for each model; without the columns that are empty in all."""
+    shown = kinds(results)
+    titles = ["model", "seeds", "epochs (best)", *map(kind_title, shown)]
+    titles += ["the paper: `published` (nats)", *map(title_of, MEANS)]
+    titles += ["the paper: active units (%)", "hours a run"]
+    rows = [titles, *(model_row(results, arm, shown) for arm in results.arms)]
+    kept = [i for i in range(len(titles)) if any(row[i] != NONE for row in rows[1:])]
+    return [[row[i] for i in kept] for row in rows]
+
+
+def model_row(results: Results, arm: ArmSummary, shown: Sequence[Kind]) -> list[str]:
+    """The cells of one model."""
+    runs = trained(results, arm)
+    likelihood, active = PAPER.get(arm.settings["experiment"], (None, None))
+    best = ", ".join(str(run.best_epoch) for run in runs)
+    row = [f"`{arm.label}`", ", ".join(map(str, arm.seeds)), f"{runs[0].epochs} ({best})"]
+    row += [likelihood_cell([of_kind(run, kind) for run in runs]) for kind in shown]
+    row += [likelihood, *(mean_cell(arm, key) for key in MEANS), active]
+    return [cell or NONE for cell in [*row, f"{fmean(run.hours for run in runs):.3g}"]]
+
+
+def trained(results: Results, arm: ArmSummary) -> list[TrainedRun]:
+    """A model's runs, by seed."""
+    by_name = {run.run: run for run in results.trained}
+    return [by_name[cell.run] for cell in results.of_arm(arm.label)]
+
+
+def kinds(results: Results) -> list[Kind]:
+    """Those that all seeds of some model have, and none exceeds in K and images."""
+    found = set()
+    for arm in results.arms:
+        own = [{kind_of(e) for e in run.likelihoods} for run in trained(results, arm)]
+        found |= set.intersection(*own)
+    return sorted(kind for kind in found if not any(exceeds(other, kind) for other in found))
+
+
+def kind_of(estimate: NllEstimate) -> Kind:
+    """Estimates of the same kind compare."""
+    return estimate.estimator, estimate.num_samples, estimate.images
+
+
+def exceeds(other: Kind, kind: Kind) -> bool:
+    """Whether the other is the same estimator with more samples or images, and no fewer."""
+    return other != kind and other[0] == kind[0] and other[1] >= kind[1] and other[2] >= kind[2]
+
+
+def kind_title(kind: Kind) -> str:
+    """As in “`iwae`, K = 100, 10,000 images (nats)”."""
+    estimator, samples, images = kind
+    return f"−log p(x): `{estimator}`, K = {samples:,}, {images:,} images (nats)"
+
+
+def of_kind(run: TrainedRun, kind: Kind) -> NllEstimate | None:
+    """A run's estimate of that kind, if there is one."""
+    return {kind_of(estimate): estimate for estimate in run.likelihoods}.get(kind)
+
+
+def likelihood_cell(estimates: Sequence[NllEstimate | None]) -> str | None:
+    """The mean over seeds; None where a run has no such estimate."""
+    if any(estimate is None for estimate in estimates):
+        return None
+    values = [estimate.nll for estimate in estimates]
+    width = half_width(values)
+    return interval(fmean(values), Z_95 * estimates[0].nll_se if width is None else width, 2)
+
+
+def mean_cell(arm: ArmSummary, key: str) -> str:
+    """A measure's mean over the seeds."""
+    return interval(*arm.means[key], BY_KEY[key].decimals)
+
+
+def interval(mean: float, width: float | None, decimals: int) -> str:
+    """As in “5.61 ± 0.01”."""
+    text = f"{mean:z.{decimals}f}"
+    return minus(text if width is None else f"{text} ± {width:.{decimals}f}")
+
+
+def title_of(key: str) -> str:
+    """A measure with its unit."""
+    return f"{BY_KEY[key].title} ({BY_KEY[key].unit})"
+
+
+def changes_table(results: Results) -> list[list[str]]:
+    """A row for each model but the first."""
+    rows = [
+        [f"`{arm.label}`", *(change_cell(arm.changes.get(key), key) for key in CHANGES)]
+        for arm in results.arms[1:]
+    ]
+    return [["model", *map(title_of, CHANGES)], *rows]
+
+
+def change_cell(change: Change | None, key: str) -> str:
+    """The mean difference with its intervals; a dash where no seed is in common."""
+    if change is None:
+        return NONE
+    decimals = BY_KEY[key].decimals
+    widths = [
+        NONE if width is None else f"± {width:.{decimals}f}"
+        for width in (change.over_seeds, change.over_images)
+    ]
+    mark = " •" if change.direction else ""
+    return minus(f"{change.mean:+z.{decimals}f} ({'; '.join(widths)}){mark}")
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table; its first row is the head."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
