@@ -30,7 +30,7 @@ def load_archived(
     fetch_idx(name, source, root, download)
     for archive, md5 in source.resources:
         _check(Path(root, source.__name__, "raw", archive), md5)
-    return read_idx(source, root, validation)
+    return read_idx(Path(root, source.__name__, "raw"), tuple(source.classes), validation)
 
 
 def _check(archive: Path, md5: str) -> None:

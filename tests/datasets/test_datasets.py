@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
+from torchvision.datasets import MNIST
 
 from datasets import (
     celeba,
@@ -82,6 +83,10 @@ def test_mnist(tmp_path, monkeypatch):
     both = torch.cat([splits.train, splits.validation])[:, 0].flatten(1)
     assert torch.equal(both, torch.from_numpy(arrays["train"])[order].flatten(1))
     assert {tuple(i.tolist()) for i in both} == {tuple(i.ravel().tolist()) for i in arrays["train"]}
+    theirs = MNIST(str(tmp_path), train=False)  # torchvision's reader says the same
+    assert torch.equal(splits.test[:, 0], theirs.data) and splits.classes == tuple(theirs.classes)
+    assert torch.equal(splits.labels[2], theirs.targets)
+    assert splits.labels[2].dtype == theirs.targets.dtype
 
 
 def test_a_file_cut_short_is_named_with_both_checksums(tmp_path, monkeypatch):
@@ -244,7 +249,7 @@ def test_mnist_downloads_and_checks_archives(tmp_path, monkeypatch, server, sour
         archive.write_bytes(gzip.compress(path.read_bytes()))
         resources.append((archive.name, hashlib.md5(archive.read_bytes()).hexdigest()))
         sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
-    kinds = {mnist: mnist.MNIST, fashion_mnist: fashion_mnist.FashionMNIST, kmnist: kmnist.KMNIST}
+    kinds = {mnist: MNIST, fashion_mnist: fashion_mnist.FashionMNIST, kmnist: kmnist.KMNIST}
     kind = kinds[source]
     monkeypatch.setattr(mnist, "MD5", sums)
     monkeypatch.setattr(kind, "mirrors", ["http://127.0.0.1:9/", server.url])  # one has gone
