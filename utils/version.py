@@ -2,11 +2,13 @@
 
 import hashlib
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("run_experiment.py", "model/**/*.py", "datasets/**/*.py", "utils/**/*.py")
+CONFIGS = ("configs/**/*.yaml",)
 
 
 @cache
@@ -22,7 +24,12 @@ def code_version() -> str | None:
 def source_digest() -> str:
     """The first 16 hex digits of the SHA-256 of all source files, committed or not."""
     sha256 = hashlib.sha256()
-    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
+    for path in own_files(SOURCES):
         sha256.update(f"{path.relative_to(ROOT)}\n".encode())
         sha256.update(path.read_bytes())
     return sha256.hexdigest()[:16]
+
+
+def own_files(patterns: Sequence[str] = SOURCES + CONFIGS) -> list[Path]:
+    """The project's own files, by their places: the code, and the shipped settings."""
+    return sorted(path for pattern in patterns for path in ROOT.glob(pattern))

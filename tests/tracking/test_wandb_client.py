@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from tests.commands import COMMAND, ONLINE, OWN_DATA, connected, only_run
+from tests.conftest import ROOT
 from tests.tracking.wandb_server import API_KEY, ENTITY, MANIFEST, WandbServer
+from utils.version import own_files
 
 FETCH = """
 import sys
@@ -54,12 +56,23 @@ def logged(server, tmp_path_factory):
     """(folder, W&B name) of one small run that was logged online."""
     folder = tmp_path_factory.mktemp("logged")
     tags = ["wandb.tags=[small,plain]", "wandb.notes=a test", "wandb.tensorboard=true"]
+    tags += ["wandb.save_code=true"]
     others = set(server.runs)
     steps = "dataset.data_module.batch_size=20"  # as many as it takes for units to be active
     found = run(server, folder, COMMAND, *ONLINE, *tags, steps)
     assert found.returncode == 0 and found.stderr == "", found.stdout + found.stderr
     (identity,) = set(server.runs) - others
     return folder, f"{ENTITY}/dct_ladder_vae/{identity}"
+
+
+def test_the_code_is_saved_and_nothing_else(server, logged):
+    artifact = server.artifact(f"{ENTITY}/dct_ladder_vae/source:latest")
+    assert artifact.type == "code"
+    own = {str(path.relative_to(ROOT)): path.read_bytes() for path in own_files()}
+    assert artifact.files == own and len(own) > 100
+    assert {name.partition("/")[0] for name in own} == {
+        *("configs", "datasets", "model", "utils", "run_experiment.py")
+    }
 
 
 def row_of(run):
@@ -94,17 +107,33 @@ def test_a_run_is_mirrored(server, logged):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert [path for path in files if API_KEY.encode() in path.read_bytes()] == []
     assert mirrored.tags == ["small", "plain"]
+    assert (mirrored.group, mirrored.job_type) == ("digits_ladder", "train")
     assert list((local / "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_checkpoints_are_there_whole(server, logged):
+def test_every_row_has_its_place_on_the_axes(server, logged):
+    folder, name = logged
+    mirrored, kept = server.run(name.rpartition("/")[2]), row_of(only_run(folder))
+    assert len(mirrored.history) > 3
+    for row in mirrored.history:
+        assert (row["epoch"], row["step"]) == (1, kept["step"])
+        assert row["images_seen"] == 20 * kept["step"] > 1000
+        assert row["hours"] == kept["train/seconds"] / 3600 > 0
+    defined = [metric.get("1") for metric in mirrored.settings["_wandb"]["value"]["m"]]
+    assert {"epoch", "step", "images_seen", "hours"} <= set(defined)
+
+
+def test_each_checkpoint_is_an_artifact_of_its_own_sent_once(server, logged):
     folder, name = logged
     local = only_run(folder)
     for alias in ("best", "last"):
-        artifact = server.artifact(f"{name.rpartition('/')[0]}/{local.name}:{alias}")
+        artifact = server.artifact(f"{name}-{alias}:latest")
         content = (local / "checkpoints" / f"{alias}.pth").read_bytes()
-        assert artifact.files[f"{alias}.pth"] == content
+        assert artifact.files == {f"{alias}.pth": content}
         assert artifact.metadata["epoch"] == 1 and artifact.metadata["bytes"] == len(content)
+        assert artifact.aliases == ["latest"] and artifact.version == "v0"
+        path = f"/artifact-files/{artifact.id}/{alias}.pth"
+        assert [r.path for r in server.requests if r.method == "PUT"].count(path) == 1
     mirrored = server.run(name.rpartition("/")[2])
     assert mirrored.files["last_chpt.pth"] == (local / "checkpoints" / "last.pth").read_bytes()
 
@@ -130,7 +159,7 @@ def fetched(server, folder, name):
 
 def test_an_artifact_is_fetched_once(server, logged, tmp_path):
     folder, name = logged
-    artifact = f"{name.rpartition('/')[0]}/{only_run(folder).name}:last"
+    artifact = f"{name}-last:latest"
     path = tmp_path / fetched(server, tmp_path, artifact)
     assert path.read_bytes() == (only_run(folder) / "checkpoints" / "last.pth").read_bytes()
 
@@ -160,8 +189,7 @@ def test_a_run_of_the_published_code_has_a_file_and_no_artifact(server, tmp_path
 def test_a_download_that_is_not_whole_is_refused_and_leaves_nothing(
     server, logged, tmp_path, fault
 ):
-    folder, name = logged
-    artifact = f"{name.rpartition('/')[0]}/{only_run(folder).name}:best"
+    artifact = f"{logged[1]}-best:latest"
     getattr(server, fault)("best.pth", *([1000] if fault == "cut" else []))
     said = fetched(server, tmp_path, artifact)
     assert said.startswith(f"Error: checkpoint={artifact} could not be fetched whole")
@@ -198,7 +226,7 @@ def test_where_wandb_cannot_be_asked_the_copy_fetched_last_stands_in(server, log
 
 
 def test_an_artifact_that_reaches_outside_its_folder_is_not_fetched(server, logged, tmp_path):
-    source = f"{logged[1].rpartition('/')[0]}/{only_run(logged[0]).name}:best"
+    source = f"{logged[1]}-best:latest"
     artifact = server.artifact(source)
     whole = artifact.manifests[MANIFEST]
     for path in ("../../outside.pth", str(tmp_path / "outside.pth")):
@@ -262,4 +290,41 @@ def test_an_offline_run_is_uploaded_later_and_seen_to_arrive(server, tmp_path):
     assert [row["epoch"] for row in mirrored.history if "val/nelbo" in row] == [1]
     assert any(path.startswith("media/images/figures/samples_") for path in mirrored.files)
     assert mirrored.files["last_chpt.pth"] == (local / "checkpoints" / "last.pth").read_bytes()
-    server.artifact(f"{ENTITY}/dct_ladder_vae/{local.name}:best")
+    for alias in ("best", "last"):
+        artifact = server.artifact(f"{ENTITY}/dct_ladder_vae/{identity}-{alias}:latest")
+        content = (local / "checkpoints" / f"{alias}.pth").read_bytes()
+        assert artifact.files == {f"{alias}.pth": content} and artifact.version == "v0"
+    sent = [r.path for r in server.requests if r.method == "PUT" and r.path.endswith(".pth")]
+    assert len(sent) == len(set(sent))
+    before = len(server.requests)  # again: nothing is left to send
+    found = run(server, tmp_path, COMMAND, "task=sync", "run=runs/*", entity, WANDB_ENTITY="")
+    assert found.returncode == 0
+    again = [r.path for r in server.requests[before:] if r.method == "PUT"]
+    assert not any(path.endswith((".pth", ".jsonl", ".png", ".html")) for path in again)
+
+
+OLD = """
+import sys, wandb
+from pathlib import Path
+run = wandb.init(project="dct_ladder_vae", id="older", name="digits-seed0-abc", mode="online")
+for alias in ("best", "last"):
+    Path(f"{alias}.pth").write_text(alias)
+    artifact = wandb.Artifact("digits-seed0-abc", "model")
+    artifact.add_file(f"{alias}.pth")
+    run.log_artifact(artifact, aliases=[alias, f"{alias}-older"]).wait()
+run.finish()
+"""
+
+
+@pytest.mark.slow
+def test_what_earlier_versions_uploaded_is_found_by_its_names(server, tmp_path):
+    """One artifact for both checkpoints, told apart by aliases."""
+    found = run(server, tmp_path, [sys.executable, "-c", OLD])
+    assert found.returncode == 0, found.stderr
+    project = f"{ENTITY}/dct_ladder_vae"
+    for name, content in {
+        f"{project}/older": "best",
+        f"{project}/digits-seed0-abc:best": "best",
+        f"{project}/digits-seed0-abc:last": "last",
+    }.items():
+        assert (tmp_path / fetched(server, tmp_path, name)).read_text() == content

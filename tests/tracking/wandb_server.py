@@ -196,6 +196,8 @@ class Run:
     project: str
     display_name: str
     group: str | None = None
+    job_type: str | None = None
+    used: list[Artifact] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     state: str = "running"
     exit_code: int | None = None
@@ -384,6 +386,7 @@ def _upsert_run(server: WandbServer, variables: dict) -> dict:
     run.state, run.exit_code = "running", None
     run.display_name = variables["displayName"] or run.display_name
     run.group = variables["groupName"] or run.group
+    run.job_type = variables["jobType"] or run.job_type
     if variables["tags"] is not None:
         run.tags = variables["tags"]
     if variables["config"] is not None:
@@ -484,6 +487,13 @@ def _artifact_by_name(server: WandbServer, variables: dict) -> dict:
         return {"project": {"artifactCollectionMembership": None}}
     membership = {**found, "artifactCollection": found["artifactSequence"], "artifact": found}
     return {"project": {"artifactCollectionMembership": membership}}
+
+
+def _use_artifact(server: WandbServer, variables: dict) -> dict:
+    """A run names an artifact as its input."""
+    run = server.run(variables["runName"])
+    run.used.append(server.artifact_by_id(variables["artifactID"]))
+    return {"useArtifact": {"artifact": _artifact_fields(run.used[-1])}}
 
 
 def _read_manifest(server: WandbServer, variables: dict) -> dict:
@@ -617,6 +627,7 @@ OPERATIONS = {
     "CommitArtifact": _commit_artifact,
     "ArtifactByID": _artifact_by_id,
     "ArtifactMembershipByName": _artifact_by_name,
+    "UseArtifact": _use_artifact,
     "FetchArtifactManifest": _read_manifest,
     "GetArtifactMembershipFileUrls": _read_artifact_files,
     "SweepWithRuns": _read_sweep,

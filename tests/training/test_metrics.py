@@ -33,7 +33,17 @@ def epoch(progress: Progress) -> EpochMetrics:
     """Of the epoch that `progress` is in, with a validation loss of 0.5 bits/dim."""
     means = progress.means(batch_size=8)
     return EpochMetrics(
-        3, progress.step, progress.skipped, 1.0, 0.01, means, 0.5, REPORT, 0.4, PER_LAYER
+        3,
+        progress.step,
+        progress.skipped,
+        progress.seconds,
+        1.0,
+        0.01,
+        means,
+        0.5,
+        REPORT,
+        0.4,
+        PER_LAYER,
     )
 
 
@@ -43,7 +53,7 @@ def test_an_epoch_is_recorded_under_its_known_keys():
     progress.record_losses([3.0, 30.0, 5.0, 2.0], norm=2.0)
     values = epoch(progress).tracker_values()
     assert list(values) == [
-        *("train/skipped_steps", "train/beta", "train/lr"),
+        *("train/skipped_steps", "train/seconds", "train/beta", "train/lr"),
         *(f"train/{name}" for name in TRAINING),
         *("val/loss", "val/nelbo", "val/reconstruction", "val/kl", "val/active_units"),
         *("collapse/kl_0", "collapse/active_units_0", "collapse/kl_1", "collapse/active_units_1"),

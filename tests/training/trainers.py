@@ -5,6 +5,7 @@ import json
 import torch
 
 from datasets.loaders import EvaluationBatches, TrainBatches
+from tests.commands import TIMED
 from tests.conftest import compose, shrunk
 from utils.processes.launch import Processes
 from utils.runs.background import Saver
@@ -70,10 +71,7 @@ def make_trainer(
 def rows(folder) -> list[dict]:
     """The metrics, without what a clock decides."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if k != "train/images_per_second"}
-        for line in lines
-    ]
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
 
 
 def weights(trainer) -> list[torch.Tensor]:

@@ -64,7 +64,8 @@ def bring_up_to_date(folder: Path, settings: Settings, wandb_id: str) -> str:
 
     def session() -> WandbSink:
         run = (folder, folder.name, wandb_id, without_secrets(settings))
-        return WandbSink(settings.wandb, *run, None, "online", log.info)
+        wandb = settings.wandb.model_copy(update={"save_code": False})  # it may be another by now
+        return WandbSink(wandb, *run, None, "online", log.info)
 
     def caught_up(position: int) -> int:
         sink = session()

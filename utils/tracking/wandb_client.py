@@ -4,6 +4,7 @@ import base64
 import hashlib
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ def client(api_key: str | None = None) -> Any:
 def api() -> Any:
     """W&B's public API, for what is stored there."""
     return client().Api(timeout=INIT_TIMEOUT)
+
+
+def artifact_name(run_id: str, alias: str) -> str:
+    """The artifact of a run's `best` or `last` checkpoint, whose versions are all of this run."""
+    return re.sub(r"[^\w.-]", "-", f"{run_id}-{alias}", flags=re.ASCII)
 
 
 def md5(path: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from utils.files import copy_file
 from utils.terminal import one_line
 from utils.tracking.sinks import METRICS
-from utils.tracking.wandb_client import RUN_CHECKPOINT, TRIES, api, md5
+from utils.tracking.wandb_client import RUN_CHECKPOINT, TRIES, api, artifact_name, md5
 
 log = logging.getLogger("ladder_vae")
 REMOTE_NAME = re.compile(r"(?P<run>[\w.-]+/[\w.-]+/[\w.-]+)(:(?P<alias>[\w.-]+))?")
@@ -129,14 +129,18 @@ class RemoteFile:
 
 
 def run_version(server: Any, run: str, name: str, alias: str) -> RemoteFile | None:
-    """A run's own best or last checkpoint; None where there is no such artifact."""
+    """A run's own best or last checkpoint; None where there is no such artifact.
+
+    name: the run's. Earlier versions gave it to one artifact of both, with aliases.
+    """
     project, _, run_id = run.rpartition("/")
-    try:
-        return _in_artifact(server.artifact(f"{project}/{name}:{alias}-{run_id}"))
-    except Exception as error:
-        if "not found" in str(error):  # the client has no exception of its own for this
-            return None
-        raise
+    for path in (f"{artifact_name(run_id, alias)}:latest", f"{name}:{alias}-{run_id}"):
+        try:
+            return _in_artifact(server.artifact(f"{project}/{path}"))
+        except Exception as error:
+            if "not found" not in str(error):  # the client has no exception of its own for this
+                raise
+    return None
 
 
 def _find(server: Any, run: str, alias: str | None) -> RemoteFile | None:

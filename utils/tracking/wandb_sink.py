@@ -11,9 +11,11 @@ from torch import nn
 from utils.settings.schema.wandb import Wandb
 from utils.terminal import one_line
 from utils.tracking.sinks import Sink
+from utils.tracking.wandb_axes import AXES, Axes
 from utils.tracking.wandb_client import INIT_TIMEOUT, api, client
+from utils.tracking.wandb_code import log_code
 from utils.tracking.wandb_offline import OfflineRecords
-from utils.tracking.wandb_uploads import CheckpointUploads
+from utils.tracking.wandb_uploads import Uploads
 from utils.version import code_version
 
 log = logging.getLogger("ladder_vae")
@@ -61,7 +63,11 @@ class WandbSink(Sink):
             self.next = self.run.starting_step  # the first position that W&B has not got
         self.first = self.next
         self.step, self.row = -1, 0  # of the last row
-        self.uploads = CheckpointUploads(self.run, name, folder)
+        self.axes = Axes(config["dataset"]["data_module"]["batch_size"])
+        self.uploads = Uploads(self.run, name, folder)
+        if settings.save_code:
+            self.uploads.add("code", lambda: log_code(self.run))
+            self.uploads.start()
         log.info("W&B run %s, %s, from position %d", run_id, mode, self.next)
 
     @property
@@ -75,7 +81,8 @@ class WandbSink(Sink):
             self.log(row, row["epoch"], row["step"])
 
     def log(self, values: dict[str, float], epoch: int, step: int) -> None:
-        """A row with epoch and step as columns."""
+        """An epoch's row, with its place on every axis."""
+        self.axes.advance(values)
         self._log_row(lambda: values, epoch, step)
 
     def pictures(self, paths: list[Path], epoch: int, step: int) -> None:
@@ -102,7 +109,7 @@ class WandbSink(Sink):
 
     def checkpoint(self, name: str, path: Path, metadata: dict) -> None:
         """To be uploaded when the run ends, online also in the background now and then."""
-        self.uploads.add(name, path, metadata)
+        self.uploads.add_checkpoint(name, path, metadata)
 
     def trained(self, step: int) -> None:
         """Final rows have positions of their own; pending checkpoints are uploaded meanwhile."""
@@ -148,7 +155,8 @@ class WandbSink(Sink):
         position = self.position(step) + self.row
         self.row += 1
         if position >= self.next:
-            self.run.log({"epoch": epoch, "step": step, **values()}, step=position, commit=True)
+            row = {**self.axes.at(epoch, step), **values()}
+            self.run.log(row, step=position, commit=True)
             self.next = position + 1
 
     def _check_mode(self, mode: str) -> str:
@@ -191,8 +199,8 @@ class WandbSink(Sink):
         )
 
     def _define_metrics(self) -> None:
-        """Plot everything over epochs; the summary has the lowest validation losses."""
-        for key in ("epoch", "step"):
+        """Plot everything over epochs, or another axis; the summary has the lowest losses."""
+        for key in AXES:
             self.run.define_metric(key)
         self.run.define_metric("*", step_metric="epoch")
         for key in ("val/loss", "val/nelbo"):

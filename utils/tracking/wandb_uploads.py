@@ -1,7 +1,9 @@
-"""Uploads of checkpoints to a W&B run, in the background and verified."""
+"""Uploads to a W&B run that take long: in the background, verified, and nothing twice."""
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from threading import Thread
@@ -9,7 +11,7 @@ from typing import Any
 
 from utils.files import copy_file, link_file
 from utils.tracking.sinks import METRICS
-from utils.tracking.wandb_client import RUN_CHECKPOINT, TRIES, api, client, md5
+from utils.tracking.wandb_client import RUN_CHECKPOINT, TRIES, api, artifact_name, client, md5
 from utils.tracking.wandb_fetch import run_version
 
 log = logging.getLogger("ladder_vae")
@@ -20,16 +22,16 @@ VISIBLE_AFTER = 8  # seconds until W&B shows a small file; a large one takes …
 MIN_RATE = 1e6  # … up to a second more for so many bytes
 
 
-class CheckpointUploads:
-    """The newest checkpoints of a run, uploaded now and then by one thread after another.
+class Uploads:
+    """The newest checkpoints of a run and what else is added, by one thread after another.
 
-    run: the client's. name: of the artifact. folder: the run's. error: why the last upload failed.
+    run: the client's. name, folder: the run's. error: why the last upload failed.
     """
 
     def __init__(self, run: Any, name: str, folder: Path):
         self.run, self.name, self.folder = run, name, folder
         self.error: Exception | None = None
-        self._pending: dict[str, tuple[Path, dict]] = {}  # by alias: file and metadata
+        self._pending: dict[str, Callable[[], None]] = {}
         self._thread: Thread | None = None
         self._last_start = time.monotonic()
 
@@ -38,9 +40,13 @@ class CheckpointUploads:
         """entity/project/run_id."""
         return f"{self.run.entity}/{self.run.project}/{self.run.id}"
 
-    def add(self, alias: str, path: Path, metadata: dict) -> None:
+    def add(self, name: str, upload: Callable[[], None]) -> None:
+        """What is to be uploaded, in place of what of this name still waits."""
+        self._pending[name] = upload
+
+    def add_checkpoint(self, alias: str, path: Path, metadata: dict) -> None:
         """A new checkpoint, `best` or `last`; online runs upload at most every INTERVAL."""
-        self._pending[alias] = (path, metadata)
+        self.add(alias, partial(self._upload_checkpoint, alias, path, metadata))
         idle = self._thread is None or not self._thread.is_alive()
         if idle and time.monotonic() - self._last_start > INTERVAL:
             self.start_online()
@@ -48,54 +54,58 @@ class CheckpointUploads:
     def start_online(self) -> None:
         """Upload what is pending now, unless the run is offline."""
         if self._pending and not self.run.offline:
-            self._start()
+            self.start()
 
     def close(self) -> None:
         """Upload what is pending, and wait for CLOSE_TIMEOUT at most; see `error` afterwards."""
         if self._pending:
-            self._start()
+            self.start()
         if self._thread is not None:
             self._thread.join(CLOSE_TIMEOUT)
             if self._thread.is_alive() and self.error is None:
                 self.error = TimeoutError(f"no end of it in {CLOSE_TIMEOUT} s")
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Upload what is pending now; offline it goes to the record."""
         batch, self._pending, self._last_start = self._pending, {}, time.monotonic()
         self._thread = Thread(target=self._upload, args=(batch, self._thread), daemon=True)
         self._thread.start()
 
-    def _upload(self, batch: dict[str, tuple[Path, dict]], previous: Thread | None) -> None:
-        """After the previous upload: try several times; what fails is pending again.
-
-        Checkpoints become versions of one artifact; the last one and the metrics also become files
-        of the run.
-        """
+    def _upload(self, batch: dict[str, Callable[[], None]], previous: Thread | None) -> None:
+        """After the previous upload: try several times; what fails is pending again."""
         if previous is not None:
             previous.join()
-        remaining = dict(batch)
         for attempt in range(TRIES):
             try:
-                self._try_upload(remaining, batch.get("last"))
+                for name, upload in list(batch.items()):
+                    upload()
+                    del batch[name]
                 self.error = None
                 return
             except Exception as error:
                 log.exception("W&B upload, try %d", attempt + 1)
                 self.error = error
                 time.sleep(2.0**attempt)
-        for alias, item in batch.items():
-            self._pending.setdefault(alias, item)  # unless there is a newer one
+        for name, upload in batch.items():
+            self._pending.setdefault(name, upload)  # unless there is a newer one
 
-    def _try_upload(self, remaining: dict, last: tuple[Path, dict] | None) -> None:
-        """Upload everything, removing from `remaining` what has arrived."""
+    def _upload_checkpoint(self, alias: str, path: Path, metadata: dict) -> None:
+        """A version of the checkpoint's artifact; the last and the metrics are run files too."""
         saved = []
-        if last:
-            files = {METRICS: self.folder / METRICS, RUN_CHECKPOINT: last[0]}
-            saved = [self._save_file(path, name) for name, path in files.items()]
-        for alias, (path, metadata) in list(remaining.items()):
+        if alias == "last":
+            files = {METRICS: self.folder / METRICS, RUN_CHECKPOINT: path}
+            saved = [self._save_file(source, name) for name, source in files.items()]
+        if not self._has_version(alias, path):
             self._log_artifact(alias, path, metadata)
-            del remaining[alias]
-        for path in saved:
-            self._verify_file(path)
+        for file in saved:
+            self._verify_file(file)
+
+    def _has_version(self, alias: str, path: Path) -> bool:
+        """Whether W&B has this checkpoint already."""
+        if self.run.offline:
+            return False
+        remote = run_version(api(), self.run_path, self.name, alias)
+        return remote is not None and remote.md5 == md5(path)
 
     def _log_artifact(self, alias: str, path: Path, metadata: dict) -> None:
         """Upload a new version of the artifact, and verify it; offline it is kept for later."""
@@ -108,25 +118,30 @@ class CheckpointUploads:
                 held.unlink()
 
     def _log_file(self, alias: str, held: Path, metadata: dict) -> None:
-        artifact = client().Artifact(self.name, type="model", metadata=metadata)
+        name, described = artifact_name(self.run.id, alias), f"{alias} checkpoint of {self.name}"
+        artifact = client().Artifact(name, "model", description=described, metadata=metadata)
         whole = {"policy": "immutable", "skip_cache": True}  # else the client copies it
         entry = artifact.add_file(str(held), name=f"{alias}.pth", **whole)
         artifact.metadata.update(md5=entry.digest, bytes=entry.size)
-        own_alias = f"{alias}-{self.run.id}"  # runs with the same settings share the artifact
-        self.run.log_artifact(artifact, aliases=[alias, own_alias])
+        self.run.log_artifact(artifact)
         if self.run.offline:
             return
         artifact.wait(timeout=ARTIFACT_TIMEOUT)
         remote = run_version(api(), self.run_path, self.name, alias)
         if remote is None or (remote.digest, remote.size) != (entry.digest, entry.size):
-            raise OSError(f"W&B has another {self.name}:{own_alias} than it was sent")
+            raise OSError(f"W&B has another {name} than it was sent")
 
     def _save_file(self, path: Path, name: str) -> Path:
         """Put a file among the run's files, which the client uploads in its own time."""
         put = copy_file if name == METRICS else link_file  # rows are appended to the former
         file = put(path, Path(self.run.dir, name))
-        self.run.save(str(file), self.run.dir, policy="now")
+        if not self._has_file(file):
+            self.run.save(str(file), self.run.dir, policy="now")
         return file
+
+    def _has_file(self, path: Path) -> bool:
+        """Whether W&B has this file of the run, byte for byte."""
+        return not self.run.offline and api().run(self.run_path).file(path.name).md5 == md5(path)
 
     def _verify_file(self, path: Path) -> None:
         """Wait until W&B has a file of the run.
@@ -136,9 +151,9 @@ class CheckpointUploads:
         """
         if self.run.offline:
             return
-        sent, timeout = md5(path), VISIBLE_AFTER + path.stat().st_size / MIN_RATE
+        timeout = VISIBLE_AFTER + path.stat().st_size / MIN_RATE
         deadline = time.monotonic() + timeout
-        while api().run(self.run_path).file(path.name).md5 != sent:
+        while not self._has_file(path):
             if time.monotonic() > deadline:
                 raise OSError(f"W&B does not show {path.name} {timeout:.0f} s after it was sent")
             time.sleep(0.5)

@@ -31,6 +31,7 @@ class EpochMetrics:
     epoch: int  # the first is 1
     step: int  # optimiser steps done at its end
     skipped_steps: int  # over all epochs so far
+    seconds: float  # spent in this epoch's training steps
     beta: float
     learning_rate: float
     training: TrainingMeans | None
@@ -45,6 +46,7 @@ class EpochMetrics:
         training = asdict(self.training) if self.training else {}
         return {
             "train/skipped_steps": self.skipped_steps,
+            "train/seconds": self.seconds,
             "train/beta": self.beta,
             "train/lr": self.learning_rate,
             **{f"train/{name}": value for name, value in training.items()},

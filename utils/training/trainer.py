@@ -252,6 +252,7 @@ class Trainer:
             epoch=progress.epoch + 1,
             step=progress.step,
             skipped_steps=progress.skipped,
+            seconds=progress.seconds,
             beta=self.objective.beta(progress.epoch),
             learning_rate=self.state.optimizer.param_groups[0]["lr"],
             training=progress.means(self.batches.batch_size),

@@ -26,4 +26,5 @@ class Wandb(Group):
     tags: list[Annotated[Text, Wanted("a word")]]
     notes: Text | None
     watch: bool
+    save_code: bool
     tensorboard: bool
