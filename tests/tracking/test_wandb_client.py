@@ -1,5 +1,6 @@
 """W&B by its real client, against a server of our own on this machine."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.commands import COMMAND, ONLINE, OWN_DATA, connected, only_run
 from tests.conftest import ROOT
@@ -63,6 +65,43 @@ def logged(server, tmp_path_factory):
     assert found.returncode == 0 and found.stderr == "", found.stdout + found.stderr
     (identity,) = set(server.runs) - others
     return folder, f"{ENTITY}/dct_ladder_vae/{identity}"
+
+
+def table_of(server, name, table):
+    """A table as W&B has it: rows by column, and the pictures' pixels."""
+    project, _, identity = name.rpartition("/")
+    artifact = server.artifact(f"{project}/run-{identity}-{table}:latest")
+    assert artifact.version == "v0" and artifact.type == "run_table"
+    content = json.loads(artifact.files[f"{table}.table.json"])
+    rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    for row in rows:
+        if "image" in row:
+            picture = io.BytesIO(artifact.files[row["image"]["path"]])
+            row["image"] = np.asarray(Image.open(picture))
+    return rows
+
+
+def check_tables(server, name, local):
+    """Both tables have the figures of the run's files; the run's last row shows them."""
+    scores = json.loads((local / "results.json").read_text())
+    report = json.loads((local / "report" / "report.json").read_text())
+    layers = table_of(server, name, "test_layers")
+    assert [row["kl"] for row in layers] == scores["bound"]["kl"]
+    assert [row["active"] for row in layers] == scores["bound"]["active"]
+    assert [row["verdict"] for row in layers] == [one["verdict"] for one in report["layers"]]
+    images = table_of(server, name, "test_images")
+    arrays, thumbnails = np.load(local / "results.npz"), np.load(local / "thumbnails.npz")
+    assert [row["id"] for row in images] == thumbnails["ids"].tolist() and len(images) > 10
+    assert [row["nll_iwae"] for row in images] == arrays["nll_iwae"][thumbnails["ids"]].tolist()
+    assert [row["kl_0"] for row in images] == arrays["kl"][thumbnails["ids"], 0].tolist()
+    assert all((a["image"] == b).all() for a, b in zip(images, thumbnails["images"], strict=True))
+    last = server.run(name.rpartition("/")[2]).history[-1]
+    assert {last[table]["_type"] for table in ("test_layers", "test_images")} == {"table-file"}
+
+
+def test_layers_and_images_are_tables(server, logged):
+    folder, name = logged
+    check_tables(server, name, only_run(folder))
 
 
 def test_the_code_is_saved_and_nothing_else(server, logged):
@@ -272,7 +311,7 @@ def test_a_run_of_the_published_code_loads(server, tmp_path, references):
 
 @pytest.mark.slow
 def test_an_offline_run_is_uploaded_later_and_seen_to_arrive(server, tmp_path):
-    offline = ["wandb.setup.mode=offline", "task.report=false", "train.seed=7"]
+    offline = ["wandb.setup.mode=offline", "train.seed=7"]
     found = run(server, tmp_path, COMMAND, *ONLINE, *offline)
     assert found.returncode == 0, found.stderr
     assert "task=sync run=" in found.stdout
@@ -294,6 +333,7 @@ def test_an_offline_run_is_uploaded_later_and_seen_to_arrive(server, tmp_path):
         artifact = server.artifact(f"{ENTITY}/dct_ladder_vae/{identity}-{alias}:latest")
         content = (local / "checkpoints" / f"{alias}.pth").read_bytes()
         assert artifact.files == {f"{alias}.pth": content} and artifact.version == "v0"
+    check_tables(server, f"{ENTITY}/dct_ladder_vae/{identity}", local)
     sent = [r.path for r in server.requests if r.method == "PUT" and r.path.endswith(".pth")]
     assert len(sent) == len(set(sent))
     before = len(server.requests)  # again: nothing is left to send

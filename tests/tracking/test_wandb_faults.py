@@ -129,7 +129,7 @@ def test_a_server_lost_in_the_middle(server, tmp_path, undisturbed, fault):
             output = finish(process)
     if fault == "away":
         output = finish(process)
-    assert "W&B has not got the newest checkpoints" in output
+    assert "W&B has not got everything yet" in output
     check(tmp_path, undisturbed)
     arrive(server, tmp_path)
 
@@ -137,7 +137,7 @@ def test_a_server_lost_in_the_middle(server, tmp_path, undisturbed, fault):
 def test_uploads_that_are_always_refused(server, tmp_path, undisturbed):
     """Cost nothing but a line; task=sync says so too, until they are taken."""
     server.fail(403, path=lambda request: request.operation == "CommitArtifact")
-    assert "W&B has not got the newest checkpoints" in finish(start(server, tmp_path, *RUN))
+    assert "W&B has not got everything yet" in finish(start(server, tmp_path, *RUN))
     check(tmp_path, undisturbed)
     sync = start(server, tmp_path, "task=sync", "run=runs/*")
     _, errors = sync.communicate()

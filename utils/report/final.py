@@ -7,6 +7,7 @@ from model import LadderVAE
 from utils.evaluation.quality import QualityMetrics
 from utils.evaluation.scoring import score
 from utils.processes.job import Job
+from utils.report.figure_tables import tables_in, write_thumbnails
 from utils.report.tables import show_score
 from utils.runs.folder import RunFolder
 from utils.settings.schema import Settings
@@ -43,4 +44,7 @@ def conclude(
         pictures = write_report(best, found, settings, test, folder.path / "report", job)
         tracker.pictures(pictures, *now)
         tracker.page(folder.path / "report" / "report.html", *now)
+    if job.is_main:
+        write_thumbnails(test, found.record.images_digest, folder.path)
+    tracker.tables(lambda: tables_in(folder.path), *now)
     job.terminal.line(f"Checkpoints, metrics, pictures and the log are in {folder.path}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from utils.errors import ConfigError
 from utils.evaluation.record import ScoreRecord
 from utils.processes.launch import Processes
+from utils.report.figure_tables import tables_in
 from utils.runs import checkpoints
 from utils.runs.access import check_own, locked, log_to_file
 from utils.runs.folder import RESULTS
@@ -98,6 +99,7 @@ def _send(sink: WandbSink, folder: Path, rows: list[dict]) -> None:
         if page.exists():
             sink.pictures(sorted(page.parent.glob("*.png")), *now)
             sink.page(page, *now)
+        sink.tables(lambda: tables_in(folder), *now)
     for name in ("best", "last"):
         path = folder / "checkpoints" / f"{name}.pth"
         if path.exists():

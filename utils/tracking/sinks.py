@@ -3,13 +3,31 @@
 import json
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from utils.files import atomic_write, explained, no_follow
 
 log = logging.getLogger("ladder_vae")
 
 METRICS = "metrics.jsonl"  # LocalSink's file in a run's folder
+
+
+@dataclass(frozen=True)
+class FigureTable:
+    """Figures to sort and filter; a cell may be a picture, (H, W) or (H, W, 3) uint8."""
+
+    name: str  # letters, digits, hyphens and underscores
+    columns: list[str]
+    rows: list[list[float | str | np.ndarray | None]]
+
+    @classmethod
+    def of(cls, name: str, rows: list[dict]) -> "FigureTable":
+        """From rows by column; all have the same columns."""
+        return cls(name, list(rows[0]), [list(row.values()) for row in rows])
 
 
 class Sink(ABC):
@@ -33,6 +51,9 @@ class Sink(ABC):
 
     def page(self, path: Path, epoch: int, step: int) -> None:
         """A new, self-contained HTML page."""
+
+    def tables(self, make: Callable[[], list[FigureTable]], epoch: int, step: int) -> None:
+        """Tables, the last that is sent; `make` makes them, which takes a second."""
 
     def summary(self, values: dict) -> None:
         """Final results."""

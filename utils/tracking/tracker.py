@@ -11,7 +11,7 @@ from torch import nn
 from utils.processes.launch import Processes
 from utils.settings.schema.wandb import Wandb
 from utils.terminal import Terminal, one_line
-from utils.tracking.sinks import METRICS, LocalSink, Sink
+from utils.tracking.sinks import METRICS, FigureTable, LocalSink, Sink
 from utils.tracking.tensorboard import TensorBoardSink
 from utils.tracking.wandb_sink import WandbSink
 
@@ -70,6 +70,10 @@ class Tracker:
     def page(self, path: Path, epoch: int, step: int) -> None:
         """Send an HTML page to every sink."""
         self._each(lambda sink: sink.page(path, epoch, step))
+
+    def tables(self, make: Callable[[], list[FigureTable]], epoch: int, step: int) -> None:
+        """Send tables to every sink that takes any; `make` makes them then."""
+        self._each(lambda sink: sink.tables(make, epoch, step))
 
     def summary(self, values: dict) -> None:
         """Send final results to every sink."""

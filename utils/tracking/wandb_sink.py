@@ -10,11 +10,12 @@ from torch import nn
 
 from utils.settings.schema.wandb import Wandb
 from utils.terminal import one_line
-from utils.tracking.sinks import Sink
+from utils.tracking.sinks import FigureTable, Sink
 from utils.tracking.wandb_axes import AXES, Axes
 from utils.tracking.wandb_client import INIT_TIMEOUT, api, client
 from utils.tracking.wandb_code import log_code
 from utils.tracking.wandb_offline import OfflineRecords
+from utils.tracking.wandb_tables import as_row, digests, lacking, wait_for
 from utils.tracking.wandb_uploads import Uploads
 from utils.version import code_version
 
@@ -103,6 +104,10 @@ class WandbSink(Sink):
         """An HTML page, as report."""
         self._log_row(lambda: {"report": self.wandb.Html(str(path), inject=False)}, epoch, step)
 
+    def tables(self, make: Callable[[], list[FigureTable]], epoch: int, step: int) -> None:
+        """Tables as a last row, made and sent beside the uploads of checkpoints."""
+        self.uploads.add("tables", lambda: self._send_tables(make(), epoch, step))
+
     def summary(self, values: dict) -> None:
         """The run's summary."""
         self.run.summary.update(values)
@@ -122,7 +127,7 @@ class WandbSink(Sink):
         later = f"task=sync run={self.folder} uploads"
         if self.uploads.error is not None:
             reason = one_line(self.uploads.error)
-            self.print_line(f"W&B has not got the newest checkpoints ({reason}); {later} them.")
+            self.print_line(f"W&B has not got everything yet ({reason}); {later} the rest.")
         elif self.run.offline:
             self.print_line(f"Recorded for W&B offline; {later} it.")
         self.run.finish(exit_code=int(failed))
@@ -158,6 +163,19 @@ class WandbSink(Sink):
             row = {**self.axes.at(epoch, step), **values()}
             self.run.log(row, step=position, commit=True)
             self.next = position + 1
+
+    def _send_tables(self, tables: list[FigureTable], epoch: int, step: int) -> None:
+        """Those that W&B lacks, verified; what it has of an earlier part of the run counts."""
+        sent = {}
+        if not self.run.offline:
+            sent = digests(tables)
+            missing = lacking(self.path, sent)
+            tables = [table for table in tables if table.name in missing]
+        if tables:
+            row = {**self.axes.at(epoch, step), **as_row(tables)}
+            self.run.log(row, step=self.next, commit=True)
+            self.next += 1
+            wait_for(self.path, sent)
 
     def _check_mode(self, mode: str) -> str:
         """Log in where needed; `online` or `offline`.
