@@ -1,10 +1,8 @@
 """A run's mirror at W&B, through the real client."""
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -12,19 +10,17 @@ from utils.settings.schema.wandb import Wandb
 from utils.terminal import one_line
 from utils.tracking.sinks import FigureTable, Sink
 from utils.tracking.wandb_axes import AXES, Axes
-from utils.tracking.wandb_client import INIT_TIMEOUT, api, client
+from utils.tracking.wandb_client import api, client
 from utils.tracking.wandb_code import log_code
 from utils.tracking.wandb_offline import OfflineRecords
+from utils.tracking.wandb_session import log_in, start
 from utils.tracking.wandb_tables import as_row, digests, lacking, wait_for
 from utils.tracking.wandb_uploads import Uploads
-from utils.version import code_version
 
 log = logging.getLogger("ladder_vae")
-FINISH_TIMEOUT = 20  # seconds for the client to send everything but checkpoints when a run ends
 WATCH_EVERY = 100  # optimiser steps between histograms of gradients
 ROWS_PER_STEP = 10  # positions in W&B's history per optimiser step
 FINAL_ROW = 5  # the first of a step's positions that is used after training
-USER_DATA_DIR = os.environ.get("WANDB_DATA_DIR")
 
 
 class WandbSink(Sink):
@@ -51,10 +47,11 @@ class WandbSink(Sink):
         self.wandb = client(settings.api_key)
         self.folder, self.name, self.print_line = folder, name, print_line
         self.records = OfflineRecords(folder)
-        mode = self._check_mode(mode)
+        mode = log_in(settings, mode)
         if mode == "offline":
             self.records.set_aside()
-        self.run = self._start(settings, run_id, config, mode)
+        job_type = settings.job_type
+        self.run = start(settings, folder, name, run_id, config, job_type, mode)
         self._define_metrics()
         if settings.watch and model is not None:
             self.run.watch(model, log_freq=WATCH_EVERY)
@@ -176,45 +173,6 @@ class WandbSink(Sink):
             self.run.log(row, step=self.next, commit=True)
             self.next += 1
             wait_for(self.path, sent)
-
-    def _check_mode(self, mode: str) -> str:
-        """Log in where needed; `online` or `offline`.
-
-        Raises:
-            ValueError: if there is no key and the mode is `online`.
-        """
-        if mode != "offline" and not self.wandb.login(prompt=False):
-            if mode == "online":
-                raise ValueError("no key: `wandb login`, WANDB_API_KEY or wandb.api_key=…")
-            return "offline"
-        return "online" if mode == "auto" else mode
-
-    def _start(self, settings: Wandb, run_id: str, config: dict, mode: str) -> Any:
-        """The client's run, new or resumed."""
-        if USER_DATA_DIR is None:  # artifacts wait beside the run, not in the home folder
-            os.environ["WANDB_DATA_DIR"] = str(self.folder / "wandb" / "data")
-        self.wandb.teardown()  # after a run that could not start, the client would refuse another
-        setup = settings.setup
-        return self.wandb.init(
-            entity=setup.entity,
-            project=setup.project,
-            group=settings.group or config["name"],
-            job_type=settings.job_type,
-            tags=settings.tags,
-            notes=settings.notes,
-            name=self.name,
-            id=run_id,
-            resume="allow",
-            mode=mode,
-            dir=str(self.folder),
-            config={**config, "code": code_version()},
-            settings=self.wandb.Settings(
-                console="off",
-                silent=True,
-                init_timeout=INIT_TIMEOUT,
-                finish_timeout=FINISH_TIMEOUT,
-            ),
-        )
 
     def _define_metrics(self) -> None:
         """Plot everything over epochs, or another axis; the summary has the lowest losses."""
