@@ -11,6 +11,7 @@ their priors, so that L>k is a bound as well; `mode` takes the priors' means, as
 """
 
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -212,3 +213,12 @@ class OodRecord(BaseModel, frozen=True):
     noise_seed: int
     replicates: int
     detections: list[Detection]
+
+    def tracker_values(self) -> dict[str, float]:
+        """The main figures under the tracker's keys, as ood/auroc/LLR_1_mode."""
+        values = {}
+        for one in self.detections:
+            name = re.sub(r"[^A-Za-z0-9]+", "_", f"{one.score}_{one.prior or ''}").strip("_")
+            for figure in ("auroc", "average_precision", "fpr80"):
+                values[f"ood/{figure}/{name}"] = getattr(one, figure).value
+        return values

@@ -20,6 +20,7 @@ from utils.evaluation.record import ScoreRecord
 from utils.files import write_arrays
 from utils.report.content import Estimate, LayerReport, ReportContent
 from utils.runs.folder import RESULTS
+from utils.table import Table
 from utils.tracking.sinks import FigureTable
 
 IMAGES = 1000  # rows of a table of images, evenly spaced over the split
@@ -38,6 +39,30 @@ def tables_in(folder: Path) -> list[FigureTable]:
     except (OSError, ValueError, BadZipFile):  # of an earlier version there are none
         thumbnails = {}
     return score_tables(record, run.per_image, thumbnails)
+
+
+def shown_table(name: str, table: Table) -> FigureTable:
+    """A table of a page: numbers where all texts of a column are numbers, else the texts."""
+    columns: dict[str, list] = {}
+    for index, column in enumerate(table.columns):
+        cells = [row[index] for row in table.rows]
+        title = column.name.strip()
+        if title in columns:  # pages tell them apart by the columns between which they stand
+            title = f"{title} ({index})"
+        numeric = all(_is_number(cell.text) for cell in cells)
+        columns[title] = [cell.value if numeric else cell.text for cell in cells]
+    return FigureTable(
+        name, list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
+    )
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is one, or stands for none."""
+    try:
+        float(text.replace("−", "-").replace(",", "").removesuffix("%").strip())
+    except ValueError:
+        return text in ("", "–")
+    return True
 
 
 def report_of(record: ScoreRecord, path: Path) -> ScoreRecord:

@@ -13,6 +13,7 @@ from utils.settings.build import beta_schedule
 from utils.settings.geometry import check_geometry
 from utils.settings.schema import KEYS, Settings
 from utils.settings.schema.task import TASKS, Task
+from utils.settings.schema.wandb import Wandb
 
 
 def check(plain: dict, to_build: bool = True) -> Settings:
@@ -47,6 +48,18 @@ def check_task(plain: dict, own_estimators: Collection[str] = ()) -> Task:
         raise ConfigError(_sentence(error, {"task": plain}, ("task",))) from None
     check_estimators(task, own_estimators)
     return task
+
+
+def check_wandb(plain: dict) -> Wandb:
+    """The settings of W&B alone.
+
+    Raises:
+        ConfigError: at the first that is wrong.
+    """
+    try:
+        return Wandb.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, {"wandb": plain}, ("wandb",))) from None
 
 
 @cache

@@ -9,11 +9,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from utils.errors import ConfigError
-from utils.settings.check import check_task
+from utils.settings.check import check_task, check_wandb
 from utils.settings.composition import composed_settings, resolve
 from utils.settings.identity import of_all_processes
 from utils.settings.schema import KEYS, Settings
 from utils.settings.schema.task import TASKS, Task
+from utils.settings.schema.wandb import Wandb
 from utils.settings.trust import targets
 from utils.version import source_digest
 
@@ -87,6 +88,14 @@ class Command:
             if key.startswith("wandb."):
                 OmegaConf.update(group, key, OmegaConf.select(self.composed, key))
         return resolve(group)["wandb"]
+
+    def wandb(self) -> Wandb:
+        """The wandb group of the command itself.
+
+        Raises:
+            ConfigError: if a key of it is wrong.
+        """
+        return check_wandb(resolve(self.composed.wandb))
 
     def value(self, key: str) -> object:
         """One setting, checked by itself.

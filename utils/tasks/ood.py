@@ -12,11 +12,15 @@ from utils.evaluation.ood import REPLICATES, OodRecord, detect, score_both
 from utils.files import file_digest
 from utils.processes.job import Job
 from utils.processes.ranks import Processes
+from utils.report.figure_tables import shown_table
 from utils.settings.command_line import Command
+from utils.settings.identity import without_secrets
 from utils.settings.images import splits_of
 from utils.settings.other_images import label, with_images_of
 from utils.settings.schema import Settings
+from utils.tasks.recorder import Recorder, models_of
 from utils.tasks.trained import Trained
+from utils.tracking.wandb_evaluation import Evaluation
 
 
 def ood(command: Command, processes: Processes) -> None:
@@ -27,6 +31,7 @@ def ood(command: Command, processes: Processes) -> None:
     """
     from utils.report.ood_page import ood_table, write_ood  # loads matplotlib: 0.5 s
 
+    recorder = Recorder(command, processes)
     trained = Trained.named(command, processes)
     settings, job = trained.settings, trained.job
     task, other = settings.task, with_images_of(settings, settings.ood)
@@ -68,6 +73,21 @@ def ood(command: Command, processes: Processes) -> None:
     page = write_ood(record, scores, folder)
     job.terminal.table(ood_table(record))
     job.terminal.line(f"The page with histograms is {page}")
+    source = command.value("checkpoint")
+    recorder.record(
+        trained.output,
+        job.terminal,
+        lambda: Evaluation(
+            job_type="ood",
+            name=f"ood ({name}) of {trained.output.name}",
+            config={**without_secrets(settings), "checkpoint": source},
+            models=models_of({source: trained.file}),
+            figures=record.tracker_values(),
+            tables=[shown_table("ood", ood_table(record))],
+            pictures=sorted(folder.glob("*.png")),
+            page=page,
+        ),
+    )
 
 
 def other_splits(settings: Settings, job: Job) -> ImageSplits:

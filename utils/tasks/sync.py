@@ -18,6 +18,7 @@ from utils.settings.recorded import recorded_settings
 from utils.settings.schema import Settings
 from utils.terminal import Terminal, one_line
 from utils.tracking.sinks import METRICS, LocalSink
+from utils.tracking.wandb_evaluation import upload, waiting_in
 from utils.tracking.wandb_offline import upload_records
 from utils.tracking.wandb_sink import WandbSink
 
@@ -37,16 +38,47 @@ def sync(command: Command, processes: Processes) -> None:
             f"run={pattern} names no run: task=sync needs run=… (its folder, or a pattern)."
         )
     for source in found:
-        folder, content, wandb_id = read_run(Path(source).expanduser())
-        recorded = recorded_settings(content, (), str(folder), trusted=None)
-        wandb = command.wandb_over(recorded.plain["wandb"])
-        settings = check({**recorded.plain, "wandb": wandb}, to_build=False)
-        if processes.is_main:
-            check_own(folder.resolve(), "upload it as the user who trained it")
-            with locked(folder):
-                log_to_file(folder / "run.log")
-                name = bring_up_to_date(folder, settings, wandb_id)
-            terminal.line(f"{source} is at W&B as {name}")
+        folder, waiting = Path(source).expanduser(), waiting_in(Path(source).expanduser())
+        if not waiting or (folder / "config.yaml").exists():
+            _sync_run(source, command, processes, terminal)
+        for one in waiting:
+            _sync_evaluation(one, command, processes, terminal)
+
+
+def _sync_run(source: str, command: Command, processes: Processes, terminal: Terminal) -> None:
+    """A run's folder."""
+    folder, content, wandb_id = read_run(Path(source).expanduser())
+    recorded = recorded_settings(content, (), str(folder), trusted=None)
+    wandb = command.wandb_over(recorded.plain["wandb"])
+    settings = check({**recorded.plain, "wandb": wandb}, to_build=False)
+    if processes.is_main:
+        check_own(folder.resolve(), "upload it as the user who trained it")
+        with locked(folder):
+            log_to_file(folder / "run.log")
+            name = bring_up_to_date(folder, settings, wandb_id)
+        terminal.line(f"{source} is at W&B as {name}")
+
+
+def _sync_evaluation(
+    folder: Path, command: Command, processes: Processes, terminal: Terminal
+) -> None:
+    """An evaluation that waits in a folder.
+
+    Raises:
+        ValueError: if W&B has not got it afterwards.
+    """
+    if not processes.is_main:
+        return
+    check_own(folder.resolve(), "upload it as the user who made it")
+    try:
+        terminal.line(upload(folder, command.wandb_over({"setup": {}})["setup"]))
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"The evaluation in {folder} has not arrived at W&B ({one_line(error)}): check the "
+            "network and `wandb login`, and try again."
+        ) from error
 
 
 def bring_up_to_date(folder: Path, settings: Settings, wandb_id: str) -> str:

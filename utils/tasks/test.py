@@ -10,26 +10,45 @@ from utils.processes.collectives import main_first
 from utils.processes.launch import Processes
 from utils.report.tables import show_score
 from utils.settings.command_line import Command
+from utils.tasks.recorder import Recorder, score_evaluation
 from utils.tasks.trained import Trained
 
 
 def test(command: Command, processes: Processes) -> None:
     """Scores on the terminal, and as `<split>_scores` in a folder."""
-    score_of(Trained.named(command, processes))
+    recorder = Recorder(command, processes)
+    trained = Trained.named(command, processes)
+    found, batches = score_of(trained)
+    source = command.value("checkpoint")
+    recorder.record(
+        trained.output,
+        trained.job.terminal,
+        lambda: score_evaluation(trained, source, found, batches),
+    )
 
 
 def report(command: Command, processes: Processes) -> None:
     """The scores, and the collapse report in its own folder beside them: each split has one."""
-    report_on(Trained.named(command, processes))
+    recorder = Recorder(command, processes)
+    trained = Trained.named(command, processes)
+    found, batches, pictures = report_on(trained)
+    source = command.value("checkpoint")
+    page = report_folder(trained.output, trained.settings.task.split) / "report.html"
+    recorder.record(
+        trained.output,
+        trained.job.terminal,
+        lambda: score_evaluation(trained, source, found, batches, pictures, page),
+    )
 
 
-def report_on(trained: Trained) -> None:
-    """`report` of a model that is loaded."""
+def report_on(trained: Trained) -> tuple[Score, EvaluationBatches, list[Path]]:
+    """`report` of a model that is loaded; its PNG files last."""
     from utils.report.collapse_report import write_report  # matplotlib takes a second
 
     found, batches = score_of(trained)
     folder = report_folder(trained.output, trained.settings.task.split)
-    write_report(trained.model, found, trained.settings, batches, folder, trained.job)
+    pictures = write_report(trained.model, found, trained.settings, batches, folder, trained.job)
+    return found, batches, pictures
 
 
 def report_folder(output: Path, split: str) -> Path:

@@ -33,6 +33,11 @@ def api() -> Any:
     return client().Api(timeout=INIT_TIMEOUT)
 
 
+def is_missing(error: Exception) -> bool:
+    """Whether it says that W&B has no such thing; the client has no exception of its own for it."""
+    return "not found" in str(error) or "Could not find" in str(error)
+
+
 def artifact_name(run_id: str, alias: str) -> str:
     """The artifact of a run's `best` or `last` checkpoint, whose versions are all of this run."""
     return re.sub(r"[^\w.-]", "-", f"{run_id}-{alias}", flags=re.ASCII)

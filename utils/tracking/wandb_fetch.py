@@ -14,10 +14,12 @@ from typing import Any
 from utils.files import copy_file
 from utils.terminal import one_line
 from utils.tracking.sinks import METRICS
-from utils.tracking.wandb_client import RUN_CHECKPOINT, TRIES, api, artifact_name, md5
+from utils.tracking.wandb_client import RUN_CHECKPOINT, TRIES, api, artifact_name, is_missing, md5
 
 log = logging.getLogger("ladder_vae")
 REMOTE_NAME = re.compile(r"(?P<run>[\w.-]+/[\w.-]+/[\w.-]+)(:(?P<alias>[\w.-]+))?")
+
+ALIASES = ("best", "last")
 
 
 class UnsafePath(Exception):
@@ -129,16 +131,22 @@ class RemoteFile:
 
 
 def run_version(server: Any, run: str, name: str, alias: str) -> RemoteFile | None:
-    """A run's own best or last checkpoint; None where there is no such artifact.
+    """A run's own best or last checkpoint; None where there is none. name: the run's."""
+    artifact = run_artifact(server, run, name, alias)
+    return artifact and in_artifact(artifact)
 
-    name: the run's. Earlier versions gave it to one artifact of both, with aliases.
+
+def run_artifact(server: Any, run: str, name: str, alias: str) -> Any | None:
+    """The artifact of a run's best or last checkpoint; None where there is none.
+
+    name: the run's, which earlier versions gave to one artifact of both, with aliases.
     """
     project, _, run_id = run.rpartition("/")
     for path in (f"{artifact_name(run_id, alias)}:latest", f"{name}:{alias}-{run_id}"):
         try:
-            return _in_artifact(server.artifact(f"{project}/{path}"))
+            return server.artifact(f"{project}/{path}")
         except Exception as error:
-            if "not found" not in str(error):  # the client has no exception of its own for this
+            if not is_missing(error):
                 raise
     return None
 
@@ -146,12 +154,12 @@ def run_version(server: Any, run: str, name: str, alias: str) -> RemoteFile | No
 def _find(server: Any, run: str, alias: str | None) -> RemoteFile | None:
     """The checkpoint of a run, or of an artifact with this alias; None where there is none."""
     if alias is not None:
-        return _in_artifact(server.artifact(f"{run}:{alias}"))
+        return in_artifact(server.artifact(f"{run}:{alias}"))
     logged = server.run(run)
     return run_version(server, run, logged.name, "best") or _run_file(logged, RUN_CHECKPOINT)
 
 
-def _in_artifact(artifact: Any) -> RemoteFile | None:
+def in_artifact(artifact: Any) -> RemoteFile | None:
     """The only checkpoint in an artifact; this project records its MD5 in the metadata."""
     names = [name for name in artifact.manifest.entries if name.endswith((".pth", ".pt"))]
     if len(names) != 1:

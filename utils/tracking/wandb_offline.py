@@ -66,6 +66,16 @@ def upload_records(folder: Path, upload_rows: Callable[[int], int]) -> None:
     for record, first in sorted(records.first.items(), key=lambda item: item[1]):
         if records.synced(record) or upload_rows(first) > first:
             continue
-        command = [sys.executable, "-m", "wandb", "sync", str(records.folder / record)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        log.info("wandb sync: %s %s", result.stdout, result.stderr)
+        sync_record(records.folder / record)
+
+
+def sync_record(path: Path, entity: str | None = None, project: str | None = None) -> None:
+    """`wandb sync` an offline record; whether it has arrived is to be checked afterwards.
+
+    entity, project: in place of the recorded ones.
+    """
+    command = [sys.executable, "-m", "wandb", "sync", str(path)]
+    for option, value in (("--entity", entity), ("--project", project)):
+        command += [option, value] if value else []
+    result = subprocess.run(command, capture_output=True, text=True)
+    log.info("wandb sync: %s %s", result.stdout, result.stderr)

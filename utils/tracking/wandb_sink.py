@@ -172,6 +172,7 @@ class WandbSink(Sink):
             row = {**self.axes.at(epoch, step), **as_row(tables)}
             self.run.log(row, step=self.next, commit=True)
             self.next += 1
+        if sent:
             wait_for(self.path, sent)
 
     def _define_metrics(self) -> None:

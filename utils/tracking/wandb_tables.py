@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from utils.tracking.sinks import FigureTable
-from utils.tracking.wandb_client import api, client
+from utils.tracking.wandb_client import api, client, is_missing
 
 TIMEOUT = 300  # seconds for W&B to show tables that were sent
 ANY_TYPE = "table"  # of an artifact of which only the digest is of interest
@@ -36,7 +36,7 @@ def lacking(run_path: str, sent: Mapping[str, str]) -> list[str]:
         try:
             newest = server.artifact(f"{project}/run-{run_id}-{name}:latest").digest
         except Exception as error:
-            if "not found" not in str(error):  # the client has no exception of its own for this
+            if not is_missing(error):
                 raise
             newest = None
         if newest != digest:

@@ -27,4 +27,5 @@ class Wandb(Group):
     notes: Text | None
     watch: bool
     save_code: bool
+    record: bool
     tensorboard: bool
