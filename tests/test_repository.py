@@ -154,8 +154,8 @@ def test_the_benchmark_measures(tmp_path):
         [*command, *shrunk("digits_ladder")], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert found.returncode == 0, found.stderr
-    measured = ("matrix product", "training", "loader, .*", "evaluation, iwae", "sampling")
-    for measure in measured:
+    measured = ["matrix product", "convolution", "  if its convolutions were all", "training"]
+    for measure in (*measured, "loader, .*", "evaluation, iwae", "sampling"):
         assert re.search(rf"{measure}\W+[\d,]+", found.stdout)
     assert "no MNIST" in found.stdout
     assert torch.cuda.is_available() or "not measured: no GPU" in found.stdout
