@@ -69,7 +69,21 @@ def load(
     Raises:
         ValueError: as `load_model`.
     """
-    loaded, source = content(path, "checkpoint", unsafe), f"checkpoint={path}"
+    return load_content(
+        content(path, "checkpoint", unsafe), path, overrides, device, trusted, replaced
+    )
+
+
+def load_content(
+    loaded: dict,
+    path: Path,
+    overrides: Sequence[str],
+    device: str | torch.device,
+    trusted: Collection[str],
+    replaced: Mapping[str, object],
+) -> tuple[LadderVAE, Settings]:
+    """`load` of a file that has been read: its content."""
+    source = f"checkpoint={path}"
     if published.is_published(loaded):
         if not any(item.startswith(("experiment=", "name=")) for item in overrides):
             raise ConfigError(

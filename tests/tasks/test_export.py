@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -14,9 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from tests.commands import OWN_DATA, QUIET, SMALL, call, environment, only_run
 from tests.conftest import ROOT
+from tests.evaluation.test_record import FULL
 from utils.checkpoint import load_model
-from utils.files import sha256, write_json
+from utils.files import sha256, write_arrays, write_json
+from utils.processes.launch import Processes
 from utils.runs.exported import CONFIG, WEIGHTS
+from utils.settings.command_line import Command
+from utils.settings.composition import compose
+from utils.tasks.export import _write
+from utils.tasks.trained import Trained
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +33,18 @@ def folder(trained, tmp_path_factory):
     run = only_run(trained[0])
     call(trained[0], "task=export", f"checkpoint={run}", OWN_DATA, f"task.output={output}")
     return output
+
+
+def test_its_checkpoint_is_read_once(saved, tmp_path, monkeypatch):
+    """With the model: the scores are not made here, and the progress is known."""
+    path, _ = saved
+    overrides = (f"checkpoint={path}", "task=export", f"task.output={tmp_path / 'out'}")
+    trained = Trained.named(Command(compose(list(overrides)), overrides), Processes())
+    scores = write_json(tmp_path / "scores.json", FULL)
+    write_arrays(tmp_path / "scores.npz", {"nelbo": np.zeros(1)})
+    monkeypatch.setattr("utils.checkpoint.content", None)
+    _write(trained, scores, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["progress"]["epoch"] == 2
 
 
 def test_it_gives_the_scores_of_the_run_elsewhere(trained, folder, tmp_path):

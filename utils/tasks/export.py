@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
 
-from utils import checkpoint
 from utils.checkpoint import output_folder
 from utils.errors import ConfigError
 from utils.evaluation.record import ScoreRecord
@@ -76,11 +75,9 @@ def _own_scores(trained: Trained) -> Path | None:
 def _write(trained: Trained, scores: Path, folder: Path) -> None:
     """The folder's files; the model card last."""
     record, settings = ScoreRecord.read(scores), public_settings(trained.settings)
-    content = checkpoint.content(trained.file)
-    progress = content.get("progress") or {}
     with explained(folder):
         folder.mkdir(parents=True)
-        exported.write_model(folder, trained.model.state_dict(), settings, progress)
+        exported.write_model(folder, trained.model.state_dict(), settings, trained.progress)
         public = record.model_copy(update={"config": settings, "checkpoint": exported.WEIGHTS})
         write_json(folder / exported.RESULTS, public.to_json())
         shutil.copy(scores.with_suffix(".npz"), folder / f"{RESULTS}.npz")
@@ -89,7 +86,7 @@ def _write(trained: Trained, scores: Path, folder: Path) -> None:
         if has_report:
             shutil.copytree(report, folder / "report")
         license = trained.settings.task.license
-        card = model_card(public, progress.get("epoch"), license, has_report)
+        card = model_card(public, trained.progress.get("epoch"), license, has_report)
         (folder / exported.CARD).write_text(card, encoding="utf-8")
 
 

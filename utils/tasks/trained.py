@@ -22,13 +22,17 @@ from utils.settings.threads import use_threads
 
 @dataclass(frozen=True)
 class Trained:
-    """A model on the job's device; its settings, with the task's; its file; where results go."""
+    """A model on the job's device; its settings, with the task's; its file; where results go.
+
+    progress: of the run that made it, as far as the file tells.
+    """
 
     model: LadderVAE
     settings: Settings
     file: Path
     output: Path
     job: Job
+    progress: dict
 
     @classmethod
     def named(cls, command: Command, processes: Processes) -> "Trained":
@@ -52,14 +56,14 @@ class Trained:
         job = Job.on(command.value("train.device"), processes)
         # Once: it may have to be fetched.
         file = main_first(processes, partial(checkpoint.locate, source, runs_dir))
-        model, settings = checkpoint.load(
-            file, command.overrides, job.device, command.trusted, command.replaced
-        )
+        content = checkpoint.content(file)
+        how = (command.overrides, job.device, command.trusted, command.replaced)
+        model, settings = checkpoint.load_content(content, file, *how)
         if processes.world > 1:
             check_same({"checkpoint": file_digest(file), **of_all_processes(settings.plain)})
         use_threads(settings, processes)
         output = results_folder(task.output, checkpoint.output_folder(source, runs_dir))
-        return cls(model, settings, file, output, job)
+        return cls(model, settings, file, output, job, content.get("progress") or {})
 
     def layers(self) -> list[int]:
         """The layers that the task is about.
