@@ -42,7 +42,7 @@ class Recorder:
         try:
             record(make(), self.settings, output, terminal.line)
         except Exception as error:
-            log.exception("W&B")
+            log.info("W&B", exc_info=True)
             terminal.line(f"The evaluation is not recorded for W&B: {one_line(error)}")
 
 

@@ -30,7 +30,7 @@ from utils.tracking.wandb_tables import as_row, digests, wait_for
 
 log = logging.getLogger("ladder_vae")
 FOLDER, STATE = Path("wandb", "evaluations"), "evaluation.json"
-ARRIVAL_TIMEOUT = 60  # seconds for W&B to show all of it
+ARRIVAL_TIMEOUT = 30  # seconds for W&B to show all of it
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Waiting(BaseModel, frozen=True):
     name: str
     entity: str | None
     project: str
+    figures: list[str]  # their names
     tables: dict[str, str]  # digests by name
     models: list[UsedModel]
 
@@ -71,6 +72,7 @@ def record(
         name=evaluation.name,
         entity=settings.setup.entity,
         project=settings.setup.project,
+        figures=list(evaluation.figures),
         tables=digests(evaluation.tables),
         models=list(evaluation.models),
     )
@@ -80,10 +82,10 @@ def record(
     try:
         if log_in(settings, mode) == "online":
             path = _send(evaluation, settings, folder, waiting.id, "online")
-            print_line(_within(ARRIVAL_TIMEOUT, lambda: _conclude(folder, waiting, path)))
+            print_line(_within(2 * ARRIVAL_TIMEOUT, lambda: _conclude(folder, waiting, path)))
             return
     except Exception as error:
-        log.exception("W&B, %s", evaluation.name)
+        log.info("W&B, %s", evaluation.name, exc_info=True)  # evaluations have no log of their own
         print_line(f"W&B (mode {mode}) has not got the evaluation: {one_line(error)}")
     try:
         _send(evaluation, settings, folder, waiting.id, "offline")
@@ -139,7 +141,7 @@ def _send(evaluation: Evaluation, settings: Wandb, folder: Path, run_id: str, mo
 def _conclude(folder: Path, waiting: Waiting, path: str) -> str:
     """Check that it has arrived, and declare its models; then nothing of it waits any more."""
     wait_for(path, waiting.tables)
-    _wait_for_files(path, folder)
+    _wait_for_rest(path, folder, [*waiting.tables, *waiting.figures])
     unknown = declare(path, waiting.models)
     shutil.rmtree(folder)
     said = f"{waiting.name} is at W&B as {path}"
@@ -149,8 +151,8 @@ def _conclude(folder: Path, waiting: Waiting, path: str) -> str:
     return said
 
 
-def _wait_for_files(path: str, folder: Path) -> None:
-    """Wait until the run has every picture, page and table that was recorded.
+def _wait_for_rest(path: str, folder: Path, figures: Sequence[str]) -> None:
+    """Wait until the run has these figures, and every picture, page and table that was recorded.
 
     Raises:
         OSError: if it has not within ARRIVAL_TIMEOUT.
@@ -163,8 +165,10 @@ def _wait_for_files(path: str, folder: Path) -> None:
     }
     deadline = time.monotonic() + ARRIVAL_TIMEOUT
     while True:
-        there = {file.name: file.md5 for file in api().run(path).files()}
+        run = api().run(path)
+        there = {file.name: file.md5 for file in run.files()}
         lacking = [name for name, digest in files.items() if there.get(name) != digest]
+        lacking += [name for name in figures if run.summary.get(name) is None]
         if not lacking:
             return
         if time.monotonic() > deadline:
