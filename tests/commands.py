@@ -82,18 +82,21 @@ for arguments in json.loads(cases):
 """
 
 
-def call_each(folder: Path, cases: list[list[str]]) -> list[tuple[int, str, str]]:
+def call_each(
+    folder: Path, cases: list[list[str]], before: str = "", timeout: int = 240
+) -> list[tuple[int, str, str]]:
     """The command with each of these arguments: status, output, errors.
 
-    All in one process, for what ends before it has done anything: most of its time is imports.
+    All in one process, for what does little: most of its time is imports. before: what the process
+    runs first.
     """
     found = subprocess.run(
-        [sys.executable, "-c", EACH, COMMAND[2], json.dumps(cases)],
+        [sys.executable, "-c", before + EACH, COMMAND[2], json.dumps(cases)],
         cwd=folder,
         env={**environment(folder), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout,
     )
     assert found.returncode == 0 and found.stderr == "", found.stderr
     return [tuple(json.loads(line)) for line in found.stdout.splitlines()]
