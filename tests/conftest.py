@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,25 +90,32 @@ def references() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """(folder, output) of one small training run by the command, with W&B as it is by default.
-
-    The first of pytest's workers that asks makes it, for all.
-    """
-    from tests.commands import SMALL, call
-
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of pytest's workers to ask fills, for all."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, done = base / "trained", base / "trained.json"
-    with open(base / "trained.lock", "w") as lock:
+    folder, done = base / name, base / f"{name}.done"
+    with open(base / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
             folder.mkdir()
-            arguments = ["experiment=digits_dct_ladder", *SMALL]
-            found = call(folder, *arguments, launcher=("env",))  # from its first import on
-            done.write_text(json.dumps([found.stdout, found.stderr]))
-    output, errors = json.loads(done.read_text())
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """(folder, output) of one small training run by the command, with W&B as it is by default."""
+    from tests.commands import SMALL, call
+
+    def make(folder: Path) -> None:
+        arguments = ["experiment=digits_dct_ladder", *SMALL]
+        found = call(folder, *arguments, launcher=("env",))  # from its first import on
+        folder.with_suffix(".json").write_text(json.dumps([found.stdout, found.stderr]))
+
+    folder = made_once(tmp_path_factory, "trained", make)
+    output, errors = json.loads(folder.with_suffix(".json").read_text())
     return folder, subprocess.CompletedProcess([], 0, output, errors)
 
 

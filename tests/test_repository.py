@@ -161,6 +161,7 @@ def test_the_benchmark_measures(tmp_path):
     assert torch.cuda.is_available() or "not measured: no GPU" in found.stdout
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_start_takes_one_step():
     arguments = ["experiment=digits_ladder", *shrunk("digits_ladder")]
     total, imports = start.first_step(arguments)
@@ -176,6 +177,7 @@ def test_the_benchmark_of_memory_measures(monkeypatch):
     assert 1 <= memory.fitting_batch(compose("digits_ladder"), cpu) < 100
 
 
+@pytest.mark.slow
 def test_a_process_is_not_charged_with_its_parents_memory():
     child = "from benchmarks.measure import peak_memory; print(peak_memory())"
     parent = (

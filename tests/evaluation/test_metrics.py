@@ -11,9 +11,6 @@ from utils.evaluation import scoring
 from utils.evaluation.collapse import Collapse
 from utils.evaluation.metrics import STANDARD, CollapseMetric, layer_values, metric_values
 from utils.evaluation.record import ScoreRecord
-from utils.processes.job import Job
-from utils.processes.launch import Processes
-from utils.report.collapse_report import write_report
 from utils.report.tables import layer_table, show_score
 from utils.settings.build import build_model
 from utils.settings.schema import Settings
@@ -82,7 +79,8 @@ def test_standard_metrics_are_the_reports_figures_beyond_chance(model, tmp_path)
     assert tracked["collapse/kl_3"] == bound.kl[3]
 
 
-def test_a_metric_of_ones_own_is_in_record_tables_page_and_tracker(model, tmp_path, capsys):
+def test_a_metric_of_ones_own_is_in_record_tables_and_tracker(model, tmp_path, capsys):
+    """That it is on the page: tests/test_extending.py."""
     scored = score(model, tmp_path, LargestKl)
     expected = [units.kl.max().item() for units in scored.collapse.layers]
     assert scored.record.metrics == {"largest_kl": expected}
@@ -92,11 +90,6 @@ def test_a_metric_of_ones_own_is_in_record_tables_page_and_tracker(model, tmp_pa
     show_score(Terminal(), scored.record, OWN)
     output = capsys.readouterr().out
     assert "largest KL" in output and f"{expected[5]:.5f} nats" in output
-    job = Job(Processes(), torch.device("cpu"), Terminal(False))
-    write_report(model, scored, settings(LargestKl), BATCHES, tmp_path, job)
-    assert json.loads((tmp_path / "report.json").read_text())["metrics"]["largest_kl"] == expected
-    page = (tmp_path / "report.html").read_text()
-    assert "largest KL" in page and all(f"{value:.5f} nats" in page for value in expected)
 
 
 def test_a_record_from_a_file_shows_metrics_by_their_names(model, tmp_path):

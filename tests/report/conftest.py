@@ -2,12 +2,13 @@
 
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
 
 from datasets.loaders import EvaluationBatches
-from tests.conftest import compose, randomised, shrunk
+from tests.conftest import compose, made_once, randomised, shrunk
 from utils.evaluation import scoring
 from utils.processes.job import Job
 from utils.processes.launch import Processes
@@ -52,16 +53,19 @@ PLAIN = pytest.param("digits_ladder", marks=pytest.mark.slow)
 @pytest.fixture(scope="session", params=[PLAIN, "digits_dct_ladder"])
 def written(request, tmp_path_factory):
     """(folder, content, page) of a small model's report."""
-    folder = tmp_path_factory.mktemp("report")
-    settings = compose(request.param, *shrunk(request.param), "task.mi_images=10")
-    torch.manual_seed(0)
-    model = randomised(build_model(settings), 0.05).eval()
-    checkpoint = folder / "best.pth"
-    checkpoint.write_bytes(b"weights")
-    batches = EvaluationBatches(IMAGES, 16, 30, labels=LABELS)
-    job = Job(Processes(), torch.device("cpu"), Terminal(False))
-    score = scoring.score(model, settings, batches, "test", checkpoint, job.terminal)
-    paths = write_report(model, score, settings, batches, folder, job)
-    assert sorted(paths) == sorted(folder.glob("*.png"))
+
+    def make(folder: Path) -> None:
+        settings = compose(request.param, *shrunk(request.param), "task.mi_images=10")
+        torch.manual_seed(0)
+        model = randomised(build_model(settings), 0.05).eval()
+        checkpoint = folder / "best.pth"
+        checkpoint.write_bytes(b"weights")
+        batches = EvaluationBatches(IMAGES, 16, 30, labels=LABELS)
+        job = Job(Processes(), torch.device("cpu"), Terminal(False))
+        score = scoring.score(model, settings, batches, "test", checkpoint, job.terminal)
+        paths = write_report(model, score, settings, batches, folder, job)
+        assert sorted(paths) == sorted(folder.glob("*.png"))
+
+    folder = made_once(tmp_path_factory, f"report_{request.param}", make)
     content = json.loads((folder / "report.json").read_text())
     return folder, content, (folder / "report.html").read_text()
