@@ -32,6 +32,7 @@ class Uploads:
         self.run, self.name, self.folder = run, name, folder
         self.error: Exception | None = None
         self._pending: dict[str, Callable[[], None]] = {}
+        self._failed: dict[str, Callable[[], None]] = {}  # to be tried again with the next
         self._thread: Thread | None = None
         self._last_start = time.monotonic()
 
@@ -53,12 +54,12 @@ class Uploads:
 
     def start_online(self) -> None:
         """Upload what is pending now, unless the run is offline."""
-        if self._pending and not self.run.offline:
+        if (self._pending or self._failed) and not self.run.offline:
             self.start()
 
     def close(self) -> None:
         """Upload what is pending, and wait for CLOSE_TIMEOUT at most; see `error` afterwards."""
-        if self._pending:
+        if self._pending or self._failed:
             self.start()
         if self._thread is not None:
             self._thread.join(CLOSE_TIMEOUT)
@@ -72,22 +73,25 @@ class Uploads:
         self._thread.start()
 
     def _upload(self, batch: dict[str, Callable[[], None]], previous: Thread | None) -> None:
-        """After the previous upload: try several times; what fails is pending again."""
+        """After the previous upload: try several times, with what failed before."""
         if previous is not None:
             previous.join()
+        batch = {**self._failed, **batch}  # of a name the newer one
+        self._failed = {}
         for attempt in range(TRIES):
-            try:
-                for name, upload in list(batch.items()):
+            error = None
+            for name, upload in list(batch.items()):
+                try:
                     upload()
                     del batch[name]
-                self.error = None
+                except Exception as failure:
+                    log.exception("W&B upload of %s, try %d", name, attempt + 1)
+                    error = failure
+            self.error = error
+            if not batch:
                 return
-            except Exception as error:
-                log.exception("W&B upload, try %d", attempt + 1)
-                self.error = error
-                time.sleep(2.0**attempt)
-        for name, upload in batch.items():
-            self._pending.setdefault(name, upload)  # unless there is a newer one
+            time.sleep(2.0**attempt)
+        self._failed = batch
 
     def _upload_checkpoint(self, alias: str, path: Path, metadata: dict) -> None:
         """A version of the checkpoint's artifact; the last and the metrics are run files too."""
