@@ -1,6 +1,17 @@
 """Draws how −ELBO and the top latent's KL go over training, a line for each run."""
 
-from docs.pictures.draw import GAP, HEIGHT, LEFT, TOP, WIDTH, below, grid_line, svg
+from docs.pictures.draw import (
+    GAP,
+    HEIGHT,
+    LEFT,
+    TOP,
+    WIDTH,
+    below,
+    grid_line,
+    round_steps,
+    svg,
+    x_label,
+)
 
 LIGHT = ("#0550ae", "#b35900", "#1a7f37", "#8250df", "#bf3989", "#57606a")  # by model
 DARK = ("#6cb0ff", "#f0a04b", "#4ac26b", "#c297ff", "#ff80c8", "#9ea7b3")
@@ -55,8 +66,7 @@ def panel(index: int, title: str, curves: list[Curve]) -> list[str]:
         value = low + tick * step
         lines += grid_line(left, y(value), f"{value:.4g}", tick == 0)
     for epoch in sorted({1, last // 2, last} - {0}):
-        place = f'x="{x(epoch):.1f}" y="{TOP + HEIGHT + 19}" text-anchor="middle"'
-        lines.append(f'<text class="small" {place}>{epoch}</text>')
+        lines.append(x_label(x(epoch), TOP, str(epoch)))
     lines.append(
         f'<clipPath id="c{index}"><rect x="{left}" y="{TOP - 2}" width="{WIDTH}" '
         f'height="{HEIGHT + 4}"/></clipPath>'
@@ -76,8 +86,7 @@ def limits(curves: list[Curve]) -> tuple[float, float, float]:
     shown = [value for _, _, values in curves for value in values[int(SETTLED * len(values)) :]]
     low, high = min(shown), max(shown)
     span = max(high - low, 1e-3)
-    steps = (factor * 10.0**power for power in range(-4, 9) for factor in (1, 2, 5))
-    step = next(step for step in steps if span <= TICKS * step)
+    step = next(step for step in round_steps(-4) if span <= TICKS * step)
     low = step * (low // step)
     while high > low + step * round((high - low) / step):
         high += step / 2

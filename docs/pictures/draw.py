@@ -6,6 +6,7 @@ Its panels and axes serve other drawings too: `python -m docs.results.make`.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -77,8 +78,12 @@ def svg(title: str, text: str, content: str, rows: int = 1, style: str = "", ext
 
 def tick_step(highest: float) -> int:
     """Between the ticks of an axis that begins at 0; at most ten of them."""
-    steps = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
-    return max(2, next(step for step in steps if highest < 10 * step))
+    return max(2, next(step for step in round_steps(0) if highest < 10 * step))
+
+
+def round_steps(power: int) -> Iterator[float]:
+    """1, 2 and 5 times each power of ten, from this one on; whole numbers from power 0 on."""
+    return (factor * 10**p for p in range(power, 9) for factor in (1, 2, 5))
 
 
 def panel(index: int, title: str, runs: list[dict], top: int, tick: int) -> str:
@@ -98,8 +103,7 @@ def panel(index: int, title: str, runs: list[dict], top: int, tick: int) -> str:
         unit = " nats" if value == top and index % 2 == 0 else ""
         lines += grid_line(left, y(value), f"{value}{unit}", value == 0)
     for layer, name in enumerate(names):
-        place = f'x="{x(layer):.1f}" y="{upper + HEIGHT + 19}" text-anchor="middle"'
-        lines.append(f'<text class="small" {place}>{name}</text>')
+        lines.append(x_label(x(layer), upper, name))
     for run in runs:
         points = [(x(i), y(layer["kl"])) for i, layer in enumerate(run["layers"])]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
@@ -116,6 +120,12 @@ def grid_line(left: int, y: float, label: str, axis: bool = False) -> list[str]:
     kind = "axis" if axis else "grid"
     text = f'<text class="small" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
     return [f'<path class="{kind}" d="M{left} {y:.1f}H{left + WIDTH}"/>', text]
+
+
+def x_label(x: float, upper: int, text: str) -> str:
+    """What a place on a panel's x axis stands for."""
+    place = f'x="{x:.1f}" y="{upper + HEIGHT + 19}" text-anchor="middle"'
+    return f'<text class="small" {place}>{text}</text>'
 
 
 def below(left: int, upper: int, text: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, exit_status
 from utils.evaluation.bound import NllEstimate
 from utils.evaluation.compared_runs import DERIVED, Run, groups
 from utils.evaluation.record import ScoreRecord
@@ -133,13 +133,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"Use: {__doc__.splitlines()[2]}", file=sys.stderr)
         return 1
     output, *folders = map(Path, arguments)
-    try:
-        results = collect(folders)
-    except ConfigError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    print(write_json(output, results.model_dump()))
-    return 0
+    return exit_status(lambda: [write_json(output, collect(folders).model_dump())])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from docs.results.tables import (
     title_of,
 )
 from model.estimators import ESTIMATORS
-from utils.errors import ConfigError
+from utils.errors import ConfigError, exit_status
 from utils.files import atomic_write, read_json
 from utils.report.matrix_cells import BY_KEY
 
@@ -142,13 +142,7 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         print(f"Use: {__doc__.splitlines()[2]}", file=sys.stderr)
         return 1
-    try:
-        for path in write(Path(arguments[0])):
-            print(path)
-    except (ConfigError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: write(Path(arguments[0])))
 
 
 if __name__ == "__main__":

@@ -66,9 +66,9 @@ def server():
         yield running
 
 
-def run(server, folder, *arguments, status=0, **variables):
-    """The command, with an account at the server; what it printed."""
-    found = subprocess.run(
+def command(server, folder, *arguments, **variables):
+    """The command, with an account at the server: when it has ended."""
+    return subprocess.run(
         [*COMMAND, *arguments],
         cwd=folder,
         env={**connected(server, folder), **variables},
@@ -76,6 +76,11 @@ def run(server, folder, *arguments, status=0, **variables):
         text=True,
         timeout=400,
     )
+
+
+def run(server, folder, *arguments, status=0, **variables):
+    """The same; what it printed."""
+    found = command(server, folder, *arguments, **variables)
     assert found.returncode == status and not found.stderr, found.stdout + found.stderr
     return found.stdout
 
@@ -250,25 +255,13 @@ def test_an_upload_that_is_refused_keeps_the_evaluation(server, logged, tmp_path
     (waiting,) = tmp_path.glob("here/wandb/evaluations/*")
     with WandbServer() as another:
         another.fail(403)
-        found = subprocess.run(
-            [*COMMAND, "task=sync", "run=here"],
-            cwd=tmp_path,
-            env=connected(another, tmp_path),
-            capture_output=True,
-            text=True,
-        )
+        found = command(another, tmp_path, "task=sync", "run=here")
     assert found.returncode == 1 and found.stderr.count("\n") == 1
     assert f"The evaluation in {waiting.relative_to(tmp_path)} has not arrived" in found.stderr
     state = (waiting / "evaluation.json").read_text()
     (waiting / "evaluation.json").write_text("{}")
-    command = subprocess.run(
-        [*COMMAND, "task=sync", "run=here"],
-        cwd=tmp_path,
-        env=connected(server, tmp_path),
-        capture_output=True,
-        text=True,
-    )
-    assert command.returncode == 1 and "is damaged: remove its folder." in command.stderr
+    found = command(server, tmp_path, "task=sync", "run=here")
+    assert found.returncode == 1 and "is damaged: remove its folder." in found.stderr
     (waiting / "evaluation.json").write_text(state)
     run(server, tmp_path, "task=sync", "run=here")
     evaluation(server, "eval", before)

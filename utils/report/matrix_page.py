@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, exit_status
 from utils.files import read_json, write_json
 from utils.report.drawing import Drawing, save
 from utils.report.matrix import LEVEL, NOT_RESOLVED, Matrix
@@ -215,12 +215,7 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     path = Path(arguments[0])
-    try:
-        print(write_matrix_page(read_matrix(path), path.with_suffix(".html")))
-    except (ConfigError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: [write_matrix_page(read_matrix(path), path.with_suffix(".html"))])
 
 
 if __name__ == "__main__":

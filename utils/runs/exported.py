@@ -16,9 +16,9 @@ from utils.errors import ConfigError
 from utils.files import read_json, sha256, write_json
 from utils.runs.checkpoints import FORMAT, SCHEMA
 from utils.terminal import one_line
+from utils.version import ROOT
 
 WEIGHTS, CONFIG, RESULTS, CARD = "model.safetensors", "config.json", "results.json", "README.md"
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
 MAX_CONFIG = 1_000_000  # bytes
 HUB = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 REMEDY = "get a good copy of the folder"
@@ -28,7 +28,7 @@ def named(source: str | Path) -> Path:
     """The path of that name; pretrained/NAME is also found in the checkout."""
     path = Path(source).expanduser()
     if path.parts[:1] == ("pretrained",) and not path.exists():
-        return CHECKOUT / path
+        return ROOT / path
     return path
 
 

@@ -38,7 +38,8 @@ def sync(command: Command, processes: Processes) -> None:
             f"run={pattern} names no run: task=sync needs run=… (its folder, or a pattern)."
         )
     for source in found:
-        folder, waiting = Path(source).expanduser(), waiting_in(Path(source).expanduser())
+        folder = Path(source).expanduser()
+        waiting = waiting_in(folder)
         if not waiting or (folder / "config.yaml").exists():
             _sync_run(source, command, processes, terminal)
         for one in waiting:

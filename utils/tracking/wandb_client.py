@@ -5,6 +5,8 @@ import hashlib
 import logging
 import os
 import re
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,29 @@ def api() -> Any:
 def is_missing(error: Exception) -> bool:
     """Whether it says that W&B has no such thing; the client has no exception of its own for it."""
     return "not found" in str(error) or "Could not find" in str(error)
+
+
+def find_artifact(server: Any, path: str) -> Any | None:
+    """The artifact of that path; None where there is none. server: the public API."""
+    try:
+        return server.artifact(path)
+    except Exception as error:
+        if is_missing(error):
+            return None
+        raise
+
+
+def wait_until_shown(lacking: Callable[[], Sequence[str]], timeout: float) -> None:
+    """Wait until W&B lacks nothing of what it was sent. lacking: asks for the names.
+
+    Raises:
+        OSError: if it does after so many seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while names := lacking():
+        if time.monotonic() > deadline:
+            raise OSError(f"W&B does not show {names[0]} {timeout:.0f} s after it was sent")
+        time.sleep(0.5)
 
 
 def artifact_name(run_id: str, alias: str) -> str:

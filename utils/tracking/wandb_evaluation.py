@@ -6,7 +6,6 @@ evaluation.json with what has to be checked and declared once it has arrived.
 
 import logging
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from utils.files import read_json, write_json
 from utils.settings.schema.wandb import Wandb
 from utils.terminal import one_line
 from utils.tracking.sinks import FigureTable
-from utils.tracking.wandb_client import api, client, md5
+from utils.tracking.wandb_client import api, client, md5, wait_until_shown
 from utils.tracking.wandb_code import log_code
 from utils.tracking.wandb_lineage import UsedModel, declare
 from utils.tracking.wandb_offline import sync_record
@@ -163,17 +162,14 @@ def _wait_for_rest(path: str, folder: Path, figures: Sequence[str]) -> None:
         for file in root.glob("media/**/*")
         if file.is_file()
     }
-    deadline = time.monotonic() + ARRIVAL_TIMEOUT
-    while True:
+
+    def lacking() -> list[str]:
         run = api().run(path)
         there = {file.name: file.md5 for file in run.files()}
-        lacking = [name for name, digest in files.items() if there.get(name) != digest]
-        lacking += [name for name in figures if run.summary.get(name) is None]
-        if not lacking:
-            return
-        if time.monotonic() > deadline:
-            raise OSError(f"W&B does not show {lacking[0]} {ARRIVAL_TIMEOUT} s after it was sent")
-        time.sleep(0.5)
+        missing = [name for name, digest in files.items() if there.get(name) != digest]
+        return missing + [name for name in figures if run.summary.get(name) is None]
+
+    wait_until_shown(lacking, ARRIVAL_TIMEOUT)
 
 
 def _within(seconds: float, action: Callable[[], str]) -> str:

@@ -14,7 +14,14 @@ from typing import Any
 from utils.files import copy_file
 from utils.terminal import one_line
 from utils.tracking.sinks import METRICS
-from utils.tracking.wandb_client import RUN_CHECKPOINT, TRIES, api, artifact_name, is_missing, md5
+from utils.tracking.wandb_client import (
+    RUN_CHECKPOINT,
+    TRIES,
+    api,
+    artifact_name,
+    find_artifact,
+    md5,
+)
 
 log = logging.getLogger("ladder_vae")
 REMOTE_NAME = re.compile(r"(?P<run>[\w.-]+/[\w.-]+/[\w.-]+)(:(?P<alias>[\w.-]+))?")
@@ -142,13 +149,9 @@ def run_artifact(server: Any, run: str, name: str, alias: str) -> Any | None:
     name: the run's, which earlier versions gave to one artifact of both, with aliases.
     """
     project, _, run_id = run.rpartition("/")
-    for path in (f"{artifact_name(run_id, alias)}:latest", f"{name}:{alias}-{run_id}"):
-        try:
-            return server.artifact(f"{project}/{path}")
-        except Exception as error:
-            if not is_missing(error):
-                raise
-    return None
+    paths = (f"{artifact_name(run_id, alias)}:latest", f"{name}:{alias}-{run_id}")
+    found = (find_artifact(server, f"{project}/{path}") for path in paths)
+    return next((one for one in found if one is not None), None)
 
 
 def _find(server: Any, run: str, alias: str | None) -> RemoteFile | None:

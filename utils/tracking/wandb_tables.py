@@ -1,13 +1,12 @@
 """Tables of a run at W&B: sent as part of a row, kept there as artifacts, compared by digest."""
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from utils.tracking.sinks import FigureTable
-from utils.tracking.wandb_client import api, client, is_missing
+from utils.tracking.wandb_client import api, client, find_artifact, wait_until_shown
 
 TIMEOUT = 300  # seconds for W&B to show tables that were sent
 ANY_TYPE = "table"  # of an artifact of which only the digest is of interest
@@ -33,13 +32,8 @@ def lacking(run_path: str, sent: Mapping[str, str]) -> list[str]:
     server, found = api(), []
     project, _, run_id = run_path.rpartition("/")
     for name, digest in sent.items():
-        try:
-            newest = server.artifact(f"{project}/run-{run_id}-{name}:latest").digest
-        except Exception as error:
-            if not is_missing(error):
-                raise
-            newest = None
-        if newest != digest:
+        newest = find_artifact(server, f"{project}/run-{run_id}-{name}:latest")
+        if newest is None or newest.digest != digest:
             found.append(name)
     return found
 
@@ -50,11 +44,7 @@ def wait_for(run_path: str, sent: Mapping[str, str]) -> None:
     Raises:
         OSError: if it has not within TIMEOUT.
     """
-    deadline = time.monotonic() + TIMEOUT
-    while names := lacking(run_path, sent):
-        if time.monotonic() > deadline:
-            raise OSError(f"W&B does not show {names[0]} {TIMEOUT} s after it was sent")
-        time.sleep(0.5)
+    wait_until_shown(lambda: lacking(run_path, sent), TIMEOUT)
 
 
 def _table(table: FigureTable) -> Any:

@@ -11,7 +11,15 @@ from typing import Any
 
 from utils.files import copy_file, link_file
 from utils.tracking.sinks import METRICS
-from utils.tracking.wandb_client import RUN_CHECKPOINT, TRIES, api, artifact_name, client, md5
+from utils.tracking.wandb_client import (
+    RUN_CHECKPOINT,
+    TRIES,
+    api,
+    artifact_name,
+    client,
+    md5,
+    wait_until_shown,
+)
 from utils.tracking.wandb_fetch import run_version
 
 log = logging.getLogger("ladder_vae")
@@ -156,8 +164,4 @@ class Uploads:
         if self.run.offline:
             return
         timeout = VISIBLE_AFTER + path.stat().st_size / MIN_RATE
-        deadline = time.monotonic() + timeout
-        while not self._has_file(path):
-            if time.monotonic() > deadline:
-                raise OSError(f"W&B does not show {path.name} {timeout:.0f} s after it was sent")
-            time.sleep(0.5)
+        wait_until_shown(lambda: [] if self._has_file(path) else [path.name], timeout)
