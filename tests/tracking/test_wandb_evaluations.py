@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 
 from tests.commands import COMMAND, ONLINE, OWN_DATA, PLAIN, connected, only_run
 from tests.tracking.wandb_server import ENTITY, WandbServer
@@ -164,12 +165,11 @@ def test_a_report_a_comparison_and_foreign_images_too(server, logged, tmp_path):
     assert table_names(server, mirrored) == {"ood"} and len(used(mirrored)) == 1
 
     other = tmp_path / "other.pth"  # of no run
-    shutil.copy(path / "checkpoints" / "last.pth", other)
-    runs = ["task=compare", f"runs=[{path},{other}]", "train.seed=1", *FEW]
-    scores = path / "results.json"
-    scores.rename(tmp_path / "kept.json")  # scored anew, with another seed
+    content = torch.load(path / "checkpoints" / "last.pth", weights_only=True)
+    content["config"]["train"]["seed"] += 1
+    torch.save(content, other)
+    runs = ["task=compare", f"runs=[{path},{other}]", *FEW]
     said = run(server, tmp_path, *runs, *RECORD, here)
-    (tmp_path / "kept.json").rename(scores)
     mirrored = evaluation(server, "compare", before)
     assert used(mirrored) == [f"{PROJECT}/{identity}-best:v0"]
     assert f"without its lineage: W&B has no such file as {other}" in said
