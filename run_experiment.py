@@ -77,7 +77,7 @@ def train(command: Command, processes: Processes) -> None:
         saved, trouble = main_first(processes, lambda: newest(folder.last))
         check_same({"the progress of last.pth": saved.get("progress")})
         threads = use_threads(settings, processes, saved.get("threads"))
-        draw_figures = partial(draw, folder, tracker, validation.first(PICTURED))
+        draw_figures = partial(draw, folder, tracker, validation.examples(PICTURED))
         trainer = Trainer(
             model,
             build_objective(settings),

@@ -50,7 +50,7 @@ def convolutions(subject: Subject) -> list[Convolution]:
 
     modules = [m for m in subject.model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))]
     hooks = [module.register_forward_pre_hook(record) for module in modules]
-    x = subject.evaluation_batches(subject.batch_size).first(subject.batch_size)
+    x = subject.evaluation_batches(subject.batch_size).examples(subject.batch_size)
     subject.model.train()  # in evaluation mode the prior would go through all its steps
     subject.model(x, noise=Noise.keyed(torch.arange(len(x), device=x.device), 0))
     for hook in hooks:

@@ -76,7 +76,7 @@ def flops_per_image(subject: Subject) -> float:
 
     Counted in the backward pass itself, depthwise convolutions would come out as dense ones.
     """
-    x = subject.evaluation_batches(8).first(8)
+    x = subject.evaluation_batches(8).examples(8)
     noise = Noise.keyed(torch.arange(8, device=x.device), 0)
     subject.model.train()  # in evaluation mode the prior would go through all its steps
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

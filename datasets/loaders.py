@@ -47,6 +47,12 @@ def evenly_spaced(total: int, count: int) -> Tensor:
     return torch.arange(min(count, total)) * total // max(min(count, total), 1)
 
 
+def sorted_by_class(labels: Tensor | None) -> bool:
+    """Whether images with these class numbers (N,) are, as those of a folder: the first few of them
+    are of one class."""
+    return labels is not None and bool((labels.diff() >= 0).all())
+
+
 class TrainBatches:
     """The training set in a fresh order each epoch, in global batches of which this is one share.
 
@@ -145,8 +151,13 @@ class EvaluationBatches:
         """Batches on this process."""
         return max(1, -(-len(self.ids) // self.batch_size))
 
-    def first(self, count: int) -> Tensor:
-        """The first images of the whole split: (count, C, H, W) in [−1, 1]."""
+    def examples(self, count: int) -> Tensor:
+        """The first images of the whole split, evenly spaced ones where it is sorted by class.
+
+        (count, C, H, W) in [−1, 1].
+        """
+        if sorted_by_class(self.labels):
+            return self.at(evenly_spaced(len(self.images), count))
         return self.at(torch.arange(min(count, len(self.images))))
 
     def at(self, ids: Tensor) -> Tensor:

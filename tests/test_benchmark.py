@@ -14,7 +14,7 @@ def test_the_convolutions_that_are_timed_are_those_of_a_step(monkeypatch):
     overrides = ["experiment=digits_dct_ladder", *shrunk("digits_dct_ladder")]
     subject = Subject.create(overrides, torch.device("cpu"), 1)
     kinds = convolutions.convolutions(subject)
-    x = subject.evaluation_batches(4).first(4)
+    x = subject.evaluation_batches(4).examples(4)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         subject.model(x, noise=Noise.keyed(torch.arange(4), 0))
     counted = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]

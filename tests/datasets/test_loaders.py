@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from datasets.io.on_disk import ImagesOnDisk
-from datasets.loaders import EvaluationBatches, TrainBatches, evenly_spaced, normalise
+from datasets.loaders import (
+    EvaluationBatches,
+    TrainBatches,
+    evenly_spaced,
+    normalise,
+    sorted_by_class,
+)
 from datasets.splits import hold_out
 
 IMAGES = torch.arange(103, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
@@ -149,3 +155,12 @@ def test_evenly_spaced_images_are_of_all_classes():
     assert torch.bincount(labels[evenly_spaced(1000, 50)]).tolist() == [5] * 10
     assert evenly_spaced(7, 100).tolist() == list(range(7)) and len(evenly_spaced(0, 5)) == 0
     assert len(evenly_spaced(1000, 999).unique()) == 999
+
+
+def test_examples_are_of_all_classes():
+    mixed, classes = torch.arange(100) % 10, torch.arange(100) // 10
+    for labels, expected in ((None, 0), (mixed, 0), (classes, 10)):
+        found = EvaluationBatches(IMAGES[:100], 255, 64, labels=labels).examples(5)
+        ids = torch.arange(5) * (2 * expected or 1)
+        assert torch.equal(found, normalise(IMAGES[ids], 255))
+    assert sorted_by_class(classes) and not sorted_by_class(mixed)

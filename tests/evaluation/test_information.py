@@ -56,7 +56,7 @@ def test_interventions(experiment):
     found = interventions(model, BATCHES, 3, lambda n: None)
     layers = model.num_latents
     assert set(found) == set(layer_masks(layers))
-    x, ids = BATCHES.first(40), torch.arange(40)
+    x, ids = BATCHES.examples(40), torch.arange(40)
     with torch.no_grad():
         out = model(x, noise=Noise.keyed(ids, 3, NoisePurpose.INTERVENTION))
     whole = found[(True,) * layers]
@@ -80,7 +80,7 @@ def test_a_layer_that_copies_its_prior_is_worth_nothing():
     }
     torch.testing.assert_close(without[2], whole)
     assert all((without[layer] - whole).abs().max() > 1e-3 for layer in (0, 1, 3, 4, 5))
-    found = aggregate(model, BATCHES.first(40))
+    found = aggregate(model, BATCHES.examples(40))
     assert found.added[2] == pytest.approx((0, 0), abs=1e-9)
     value, error = found.residual[2]
     assert abs(value - 1) < 4 * error and error > 0
@@ -104,10 +104,10 @@ def test_every_intervention_bounds_the_evidence():
 
 def test_equal_images_hold_no_information_and_different_ones_at_most_log_n():
     model = small("digits_dct_ladder")
-    same = aggregate(model, BATCHES.first(1).expand(12, -1, -1, -1))
+    same = aggregate(model, BATCHES.examples(1).expand(12, -1, -1, -1))
     for value, error in same.information:
         assert value == pytest.approx(0, abs=1e-4) and error < 1e-4
-    found = aggregate(model, BATCHES.first(40))
+    found = aggregate(model, BATCHES.examples(40))
     values = [value for value, _ in found.information]
     assert found.ceiling == math.log(40) and max(values) <= math.log(40) + 1e-9
     assert found.information[0][0] > 1  # a context of nine numbers tells noise apart
@@ -116,7 +116,7 @@ def test_equal_images_hold_no_information_and_different_ones_at_most_log_n():
     # sure posteriors tell all images apart
     for block in model.decoder.blocks[:1]:
         last_conv(block.posterior_net).weight.data.mul_(300)
-    sure = aggregate(model, BATCHES.first(40))
+    sure = aggregate(model, BATCHES.examples(40))
     assert sure.information[1][0] == pytest.approx(math.log(40), abs=1e-3) and sure.saturated(1)
 
 
@@ -141,7 +141,7 @@ def test_the_information_of_a_context_is_the_enumerated_one():
 
 def test_all_pairs_are_the_pairs_one_by_one():
     model = small("digits_dct_ladder")
-    x, noise = BATCHES.first(5), Noise.keyed(torch.arange(5), 0)
+    x, noise = BATCHES.examples(5), Noise.keyed(torch.arange(5), 0)
     with torch.no_grad():
         latents = model(x, noise=noise).latents
         values = [latent.z for latent in latents]
@@ -157,7 +157,7 @@ def test_all_pairs_are_the_pairs_one_by_one():
 @pytest.mark.parametrize("experiment", ["digits_ladder", "digits_dct_ladder"])
 def test_information_in_blocks_is_that_of_all_at_once(experiment, monkeypatch):
     """Many images need no N × N table in memory; and queries may be fewer."""
-    model, x, pairs = small(experiment), BATCHES.first(10), []
+    model, x, pairs = small(experiment), BATCHES.examples(10), []
     whole = aggregate(model, x)
     few = aggregate_posterior(model, x, 0, pairs.append, queries=4)
     assert sum(pairs) == 40 and (few.images, few.queries) == (10, 4)
@@ -173,7 +173,7 @@ def test_information_in_blocks_is_that_of_all_at_once(experiment, monkeypatch):
 
 
 def test_histograms_are_shares_of_posterior_and_prior():
-    found = aggregate(small("digits_dct_ladder"), BATCHES.first(40))
+    found = aggregate(small("digits_dct_ladder"), BATCHES.examples(40))
     context, *rest = found.histograms
     assert not context.standardised and len(context.edges) == 5  # two bits
     assert sum(context.posterior) == pytest.approx(1) and sum(context.prior) == pytest.approx(1)
@@ -187,6 +187,6 @@ def test_a_diffusion_prior_of_the_plain_ladder_is_reported_on_too():
     overrides = ["model/decoder/z_L_prior=ddgm", "model.decoder.z_L_prior.T=3"]
     overrides += [f"model.decoder.z_L_prior.model.{key}" for key in ("model_channels=16",)]
     model = small("digits_ladder", *overrides)
-    found = aggregate(model, BATCHES.first(10))
+    found = aggregate(model, BATCHES.examples(10))
     assert found.residual[0] is None and sum(found.histograms[0].prior) > 0
     interventions(model, BATCHES, 0, lambda n: None)

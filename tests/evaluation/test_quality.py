@@ -137,7 +137,7 @@ def test_fid_of_random_weights_by_the_real_network(tmp_path, monkeypatch):
     assert len(measured.fid_weights) == 8
     again = found.measure(model, BATCHES, 0, lambda n: None)
     assert again.fid == pytest.approx(measured.fid, rel=1e-3)
-    monkeypatch.setattr(model, "sample", lambda n, noise: BATCHES.first(30)[:n])
+    monkeypatch.setattr(model, "sample", lambda n, noise: BATCHES.examples(30)[:n])
     few = EvaluationBatches(IMAGES, 16, 30)
     assert found.measure(model, few, 0, lambda n: None).fid < 0.01 * measured.fid
 

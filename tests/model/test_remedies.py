@@ -74,7 +74,7 @@ def test_a_committed_rate_is_no_information():
     report = posterior_collapse(model, batches, 0, 60, lambda n: None).report()
     assert report.kl == pytest.approx([DELTA] * model.num_latents, rel=1e-3)
     assert sum(report.active_low) == 0
-    information = aggregate_posterior(model, batches.first(20), 0, lambda n: None).information
+    information = aggregate_posterior(model, batches.examples(20), 0, lambda n: None).information
     assert all(abs(value) < 1e-4 for value, _ in information)
 
 

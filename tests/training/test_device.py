@@ -281,7 +281,7 @@ def evaluated(experiment, device, waits=()):
     figures += [bound.nelbo for bound in interventions(model, batches, 0, nothing).values()]
     draws = Noise.keyed(torch.arange(2, device=device), 0)
     figures.append(model.sample(2, noise=draws).cpu())
-    x = batches.first(8)
+    x = batches.examples(8)
     draw_model(model, x[:2], 0)
     draw_traversals(model, x, collapse.layers)
     for count in (4, 8):

@@ -43,7 +43,7 @@ def write_report(
         ablated = interventions(model, batches, seed, bar.count)
     if not job.is_main:
         return []
-    subset, queries = batches.first(settings.task.mi_images), settings.task.mi_queries
+    subset, queries = batches.examples(settings.task.mi_images), settings.task.mi_queries
     pairs = len(subset) * min(queries or len(subset), len(subset))
     with terminal.bar(f"{split}: information", pairs) as bar:
         aggregate = aggregate_posterior(model, subset, seed, bar.count, queries)
@@ -97,7 +97,7 @@ def draw(
     seed: int,
 ) -> dict[str, Drawing]:
     """All drawings by name; batches: the images that were scored."""
-    x, informed = batches.first(PICTURED), content.information_images > 0
+    x, informed = batches.examples(PICTURED), content.information_images > 0
     drawings = [
         plots.draw_layers(content),
         plots.draw_active_curve(content),

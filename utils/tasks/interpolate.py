@@ -13,7 +13,7 @@ def interpolate(command: Command, processes: Processes) -> None:
 
     trained = Trained.named(command, processes)
     task, layers = trained.settings.task, trained.layers()
-    x = trained.batches(2 * task.pairs).first(2 * task.pairs)
+    x = trained.batches(2 * task.pairs).examples(2 * task.pairs)
     if len(x) < 2 * task.pairs:
         raise ConfigError(
             f"task.pairs={task.pairs} takes {2 * task.pairs} images, task.split={task.split} has "

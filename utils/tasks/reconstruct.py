@@ -12,6 +12,6 @@ def reconstruct(command: Command, processes: Processes) -> None:
 
     trained = Trained.named(command, processes)
     settings = trained.settings
-    x = trained.batches().first(settings.task.num_images)
+    x = trained.batches().examples(settings.task.num_images)
     for drawing in pictures.draw_reconstructions(trained.model, x, settings.task.noise_seed):
         trained.job.terminal.line(str(save(drawing, trained.output)))
