@@ -162,6 +162,10 @@ def layer(kl=1.0, active=8, units=16, lost=1.0, error=0.1, share=0.3, context=Fa
         ),
         (layer(active=1, units=49), "Layer 3 has mostly collapsed: 1.00 nats, 1 of 49 units"),
         (layer(share=0.01), "Layer 3 carries little: 1.00 nats"),
+        (
+            layer(kl=18.57, active=0, units=8192),
+            "Layer 3 has collapsed: 18.57 nats, which are 0.002 nats per unit, 0 of 8,192 units",
+        ),
         (layer(active=0), "Layer 3 costs 1.00 nats yet has none of its 16 units active"),
         (layer(lost=-0.5), "without it the bound is 0.50 ± 0.10 nats better."),
     ],
