@@ -33,6 +33,7 @@ SMALL = [one for one in shrunk("digits_dct_ladder") if "z_L_prior" not in one]
 SMALL += ["train.max_epochs=1", "task.mi_images=4", "wandb.setup.mode=disabled"]
 
 
+@pytest.mark.slow
 def test_one_class_and_one_file_add_a_part_of_every_kind(tmp_path):
     files = {path.stem for path in (OWN / "configs").rglob("*.yaml")}
     assert len(files) == 7

@@ -95,6 +95,7 @@ def test_the_root_must_be_named(tmp_path):
     assert "set dataset.root=" in found.stderr
 
 
+@pytest.mark.slow
 def test_check_data_tells_what_is_there(tmp_path):
     write_images(tmp_path / "mine", 40)
     for number in (0, 2):

@@ -179,7 +179,7 @@ def test_every_choice_trains_samples_and_is_scored(option):
     x = images / 8.0 - 1
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(10):
         out = model(x, noise=Noise.keyed(torch.arange(6), 0))
         loss = (out.reconstruction + out.kl.sum(1)).mean()
         optimizer.zero_grad()

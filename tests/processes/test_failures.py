@@ -66,7 +66,8 @@ def test_the_main_process_killed_ends_all(tmp_path):
     assert errors.count("\n") <= 1, errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *map(slow, [signal.SIGINT])])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_one_process_asked_to_stop_asks_all(tmp_path, number):
     statuses, seconds, _, errors = run(tmp_path, 2, [1, 4, "ask", number])
     assert set(statuses) == {75 if number == signal.SIGTERM else 130} and seconds < 30

@@ -107,7 +107,7 @@ def test_the_command_on_the_page_has_the_runs_settings(runs, tmp_path):
     )
 
 
-def test_what_is_no_finished_run_or_no_results_is_named(trained, tmp_path, capsys):
+def test_what_is_no_finished_run_or_no_results_is_named(tmp_path, capsys):
     assert collect.main([str(tmp_path / "a.json"), str(tmp_path)]) == 1
     assert f"Error: {tmp_path} is not a finished run" in capsys.readouterr().err
     (tmp_path / "b.json").write_text("{}")
