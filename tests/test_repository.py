@@ -168,6 +168,7 @@ def test_the_benchmark_of_the_start_takes_one_step():
     assert 0.5 < imports < total < 120
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_memory_measures(monkeypatch):
     overrides, cpu = ["experiment=digits_ladder", *shrunk("digits_ladder")], torch.device("cpu")
     found = memory.measure(overrides, cpu)

@@ -89,7 +89,8 @@ def test_one_process_asked_to_stop_in_validation_has_the_run_saved(tmp_path, ran
     assert saved["progress"]["step"] == 1300 // 66 and saved["progress"]["epoch"] == 0
 
 
-@pytest.mark.parametrize("wrong", ["train.optimizer.lr=-1", slow("train.ddp=false")])
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["train.optimizer.lr=-1", "train.ddp=false"])
 def test_a_mistake_is_told_once(tmp_path, wrong):
     statuses, _, output, errors = run(tmp_path, 2, None, wrong)
     assert statuses == [1, 1] and output == "" and not (tmp_path / "runs").exists()
