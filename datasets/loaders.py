@@ -47,10 +47,14 @@ def evenly_spaced(total: int, count: int) -> Tensor:
     return torch.arange(min(count, total)) * total // max(min(count, total), 1)
 
 
-def sorted_by_class(labels: Tensor | None) -> bool:
-    """Whether images with these class numbers (N,) are, as those of a folder: the first few of them
-    are of one class."""
-    return labels is not None and bool((labels.diff() >= 0).all())
+def few_of(total: int, count: int | None, labels: Tensor | None) -> slice | Tensor:
+    """Which `count` of `total` images to take: the first, as a slice; None: all.
+
+    labels: their class numbers (total,). Of images sorted by class, as a folder's are, the first
+    would be of one class: then indices of evenly spaced ones.
+    """
+    by_class = labels is not None and bool((labels.diff() >= 0).all())
+    return evenly_spaced(total, count) if by_class and (count or total) < total else slice(count)
 
 
 class TrainBatches:
@@ -152,13 +156,9 @@ class EvaluationBatches:
         return max(1, -(-len(self.ids) // self.batch_size))
 
     def examples(self, count: int) -> Tensor:
-        """The first images of the whole split, evenly spaced ones where it is sorted by class.
-
-        (count, C, H, W) in [−1, 1].
-        """
-        if sorted_by_class(self.labels):
-            return self.at(evenly_spaced(len(self.images), count))
-        return self.at(torch.arange(min(count, len(self.images))))
+        """`few_of` the whole split: (count, C, H, W) in [−1, 1]."""
+        total = len(self.images)
+        return self.at(torch.arange(total)[few_of(total, count, self.labels)])
 
     def at(self, ids: Tensor) -> Tensor:
         """The images of the whole split with these indices (n,): (n, C, H, W) in [−1, 1]."""

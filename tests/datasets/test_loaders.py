@@ -12,8 +12,8 @@ from datasets.loaders import (
     EvaluationBatches,
     TrainBatches,
     evenly_spaced,
+    few_of,
     normalise,
-    sorted_by_class,
 )
 from datasets.splits import hold_out
 
@@ -163,4 +163,5 @@ def test_examples_are_of_all_classes():
         found = EvaluationBatches(IMAGES[:100], 255, 64, labels=labels).examples(5)
         ids = torch.arange(5) * (2 * expected or 1)
         assert torch.equal(found, normalise(IMAGES[ids], 255))
-    assert sorted_by_class(classes) and not sorted_by_class(mixed)
+    assert few_of(100, 5, classes).tolist() == [0, 20, 40, 60, 80]
+    assert few_of(100, 5, mixed) == slice(5)  # still on the disk, where it was

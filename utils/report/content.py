@@ -128,11 +128,10 @@ class LayerReport(BaseModel, frozen=True):
     def _state(self) -> str:
         """Whether the layer is in use, has collapsed, or is in between."""
         name = called(self).capitalize()
-        active = f"{self.active:,} of {self.units:,} units active"
-        counts = f"{self.kl:.2f} nats, {active}"
+        nats = f"{self.kl:.2f} nats"
         if self.has_collapsed and self.kl >= NEGLIGIBLE_NATS:  # little for so many units
-            each = f"{self.kl / self.units:.1g} nats per unit"
-            return f"{name} has collapsed: {self.kl:.2f} nats, which are {each}, {active}"
+            nats += f", which are {self.kl / self.units:.1g} nats per unit"
+        counts = f"{nats}, {self.active:,} of {self.units:,} units active"
         if self.has_collapsed:
             return f"{name} has collapsed: {counts}"
         if self.active == 0:

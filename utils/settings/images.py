@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from datasets.fingerprint import fingerprint
-from datasets.loaders import EvaluationBatches, TrainBatches, evenly_spaced, sorted_by_class
+from datasets.loaders import EvaluationBatches, TrainBatches, few_of
 from datasets.splits import SPLITS, ImageSplits
 from utils.errors import ConfigError
 from utils.processes.collectives import check_same, main_first
@@ -128,21 +128,15 @@ def evaluation_batches(
     job: Job,
     num_images: int | None = None,
 ) -> EvaluationBatches:
-    """This process's share of a split, or of its first num_images, on its device.
-
-    Evenly spaced ones where the split is sorted by class.
-    """
+    """This process's share of a split, or of num_images of it (`few_of`), on its device."""
     images = getattr(splits, split)
     labels = splits.labels and splits.labels[SPLITS.index(split)]
-    if num_images and num_images < len(images) and sorted_by_class(labels):
-        ids = evenly_spaced(len(images), num_images)
-        images, labels = images[ids], labels[ids]
-    images, labels = images[:num_images], labels if labels is None else labels[:num_images]
+    taken = few_of(len(images), num_images, labels)
     return EvaluationBatches(
-        images.to(job.device),
+        images[taken].to(job.device),
         splits.max_value,
         settings.dataset.data_module.test_batch_size,
         job.processes.rank,
         job.processes.world,
-        labels,
+        labels if labels is None else labels[taken],
     )
