@@ -162,7 +162,7 @@ def test_the_tour_runs_and_shows_the_stored_figures(tmp_path):
         assert float(part.split()[0]) == pytest.approx(bound["nelbo"], abs=0.02)
         shown = [float(kl) for kl in re.findall(r"KL +([\d.]+) nats,", part)]
         assert shown[: len(bound["kl"])] == pytest.approx(bound["kl"], abs=0.02)
-    assert "The context is in use: 5.6" in done.stdout
+    assert "The context is active: 5.6" in done.stdout
     aurocs = dict(re.findall(r"(\S+): AUROC ([\d.]+)", done.stdout))
     assert float(aurocs["−ELBO"]) > 0.95 > 0.6 > float(aurocs["bits"])
     shown = {path.name for path in (tmp_path / "shown").iterdir()}

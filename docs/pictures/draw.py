@@ -33,8 +33,8 @@ def main() -> None:
     chosen = {title: of_arm(matrix["cells"], arm) for arm, title in PANELS.items()}
     plain, context = chosen.values()
     text = (
-        f"The top latent of the plain ladder carries {top_kl(plain)} nats, depending on the seed; "
-        f"the context carries {top_kl(context)} nats for every seed."
+        f"The top latent of the plain ladder costs {top_kl(plain)} nats, depending on the seed; "
+        f"the context costs {top_kl(context)} nats for every seed."
     )
     drawing = kl_per_layer(chosen, matrix["dataset"], matrix["epochs"], text)
     (HERE / "kl_per_layer.svg").write_text(drawing, encoding="utf-8")
@@ -135,11 +135,8 @@ def below(left: int, upper: int, text: str) -> str:
 
 
 def layer_names(run: dict) -> list[str]:
-    """The context's letter, and the numbers of the ladder's layers."""
-    first = 1 - sum(layer["context"] for layer in run["layers"])
-    return [
-        "context" if layer["context"] else f"z{i + first}" for i, layer in enumerate(run["layers"])
-    ]
+    """The layers' numbers, from 0 on top; the context is called by its name."""
+    return ["context" if layer["context"] else str(i) for i, layer in enumerate(run["layers"])]
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def layer(kl=1.0, active=8, units=16, lost=1.0, error=0.1, share=0.3, context=Fa
         (layer(lost=0.0, error=0.0), "without it the bound is the same within 0.01 nats."),
         (
             layer(kl=23.1, active=48, units=49, lost=130.2, error=2.1, share=0.47, context=True),
-            "The context is in use: 23.10 nats, 48 of 49 units active, 47.0% of the KL; without it "
+            "The context is active: 23.10 nats, 48 of 49 units active, 47.0% of the KL; without it "
             "the bound is 130.20 ± 2.10 nats worse.",
         ),
         (layer(active=1, units=49), "Layer 3 has mostly collapsed: 1.00 nats, 1 of 49 units"),

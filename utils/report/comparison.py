@@ -20,8 +20,9 @@ from utils.report.page import Section, write_page
 from utils.terminal import Terminal
 
 INTERVALS = (
-    "± over images: 95 %, paired over the same images, for these trained models. ± over seeds: "
-    "95 % by Student's t, for training anew; it needs two seeds of each."
+    "± over images: 95 %, paired over the same images, for these trained models; of active units, "
+    "the sum of what either model's own interval leaves open. ± over seeds: 95 % by Student's t, "
+    "for training anew; it needs two seeds of each."
 )
 
 

@@ -126,7 +126,7 @@ class LayerReport(BaseModel, frozen=True):
         return self.active == 0 and self.kl < max(NEGLIGIBLE_NATS, self.units * EPSILON)
 
     def _state(self) -> str:
-        """Whether the layer is in use, has collapsed, or is in between."""
+        """Whether the layer is active, has collapsed, or is in between; glossary.py has the rules."""
         name = called(self).capitalize()
         nats = f"{self.kl:.2f} nats"
         if self.has_collapsed and self.kl >= NEGLIGIBLE_NATS:  # little for so many units
@@ -140,8 +140,8 @@ class LayerReport(BaseModel, frozen=True):
             )
         if self.active < MOSTLY_COLLAPSED * self.units:
             return f"{name} has mostly collapsed: {counts}"
-        use = "carries little" if self.kl_share < LITTLE_KL else "is in use"
-        return f"{name} {use}: {counts}, {self.kl_share:.1%} of the KL"
+        state = "carries little" if self.kl_share < LITTLE_KL else "is active"
+        return f"{name} {state}: {counts}, {self.kl_share:.1%} of the KL"
 
 
 def called(layer: LayerReport) -> str:

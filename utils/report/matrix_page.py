@@ -45,9 +45,9 @@ TESTS = (
     f"More, higher and worse are what a paired t-test over seeds resolves at {LEVEL:.0%}, after "
     "Holm's correction of each measure over the arms. Between helps and trades −log p(x)'s own "
     "95 % interval decides, uncorrected, because a correction would let harm pass as “not worse”. "
-    "Latents in use are a share, since a context is one latent more; as counts, differences that "
-    "are equal in all seeds are taken to be known to within a rounding. How much those in use are "
-    "worth, the column beside it and the heat map say."
+    "Latents in use are a share, since a context is one latent more; where all "
+    "seeds differ by the same count, the spread is taken to be that of rounding, not 0. How much "
+    "those in use are worth, the column beside it and the heat map say."
 )
 WIDTHS = (
     "Over seeds: Student's t of the differences of equal seeds; it says what training anew would "

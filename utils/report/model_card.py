@@ -40,7 +40,7 @@ model.sample(16)  # (16, C, H, W) in [-1, 1]
 {_markdown(score_table(record))}
 
 `iwae` is in expectation an upper bound on −log p(x); `published` is what the paper's code
-computes, and none. ± is the half-width of a 95 % interval over the images.
+computes, and is no bound. ± is the half-width of a 95 % interval over the images.
 
 {_markdown(layer_table(record))}
 {report}"""
