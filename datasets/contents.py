@@ -25,10 +25,11 @@ class SplitContents:
 
 
 def contents(splits: ImageSplits) -> dict[str, SplitContents]:
-    """By split, what it holds."""
-    digests = {split: _digests(getattr(splits, split)) for split in SPLITS}
+    """By split that has images, what it holds."""
+    there = [split for split in SPLITS if len(getattr(splits, split))]
+    digests = {split: _digests(getattr(splits, split)) for split in there}
     found = {}
-    for index, split in enumerate(SPLITS):
+    for index, split in enumerate(there):
         own = set(digests[split])
         found[split] = SplitContents(
             images=len(digests[split]),
@@ -36,7 +37,7 @@ def contents(splits: ImageSplits) -> dict[str, SplitContents]:
             repeated=len(digests[split]) - len(own),
             also_in={
                 later: sum(digest in own for digest in digests[later])
-                for later in SPLITS[index + 1 :]
+                for later in there[index + 1 :]
             },
         )
     return found

@@ -126,6 +126,8 @@ def _from_arrays(path: Path, decoder: Decoder) -> ImageSource:
     arrays, labels = _read_npy(path) if path.suffix.lower() == ".npy" else _read_npz(path)
     if labels and any(len(labels.get(part, ())) != len(arrays[part]) for part in arrays):
         raise ValueError("another number of labels than of images")
+    if any(numbers.min() < 0 for numbers in labels.values()):
+        raise ValueError("labels under 0: number classes from 0, or save no labels")
     status = path.stat()
 
     def read(part: str, index: int) -> np.ndarray:

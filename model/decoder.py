@@ -165,7 +165,7 @@ class LadderDecoder(Part):
 
     def start(self, n: int, top: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """The state at the coarsest scale; and what conditions later scales, if known already."""
-        weight = self.blocks[0].z_conv.weight
+        weight = next(self.parameters())
         return torch.zeros(n, *self.start_shape, dtype=weight.dtype, device=weight.device), None
 
     def resize_condition(self, condition: Tensor, size: int) -> Tensor:

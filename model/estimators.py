@@ -155,9 +155,9 @@ def log_mean(chunks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def log_weight(latent: Latent, noise: Noise, paths: int) -> Tensor:
-    """log p(z) − log q(z) at the sample, summed over elements: (B,)."""
-    log_q = sum_per_image(latent.q.log_prob(latent.z))
-    return latent.p.log_weight(latent.z, noise, paths) - log_q
+    """log p(z) − log q(z) at the sample, summed over elements that are not constant: (B,)."""
+    log_q = latent.q.log_prob(latent.z) * latent.p.active_mask(latent.z)
+    return latent.p.log_weight(latent.z, noise, paths) - sum_per_image(log_q)
 
 
 def with_published_kl(latent: Latent) -> Latent:

@@ -151,7 +151,7 @@ class BalancedNelbo(StatefulObjective):
     number of layers of that size, over the smallest: what has little KL is charged little. KL_l is
     a running mean over the steps before, so that it depends neither on micro-batches nor on
     processes. A layer whose KL is an estimate (a context, which cannot collapse) keeps γ = 1 and is
-    left out of the mean.
+    left out of the mean; where that is all layers, nothing is balanced.
     """
 
     def __init__(self, nelbo: BetaNelbo, layers: int):
@@ -176,6 +176,8 @@ class BalancedNelbo(StatefulObjective):
     def weights(self, latents: Sequence[Latent]) -> Tensor:
         """γ of every layer, (L,); 1 before the first step."""
         balanced = [latent.p.kl_is_exact for latent in latents]
+        if not any(balanced):
+            return torch.ones_like(self.kl)
         sizes = [latent.z.shape[-1] for latent in latents]
         area = [size**2 / sizes.count(size) for size in sizes]
         smallest = min(a for a, exact in zip(area, balanced, strict=True) if exact)

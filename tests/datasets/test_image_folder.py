@@ -313,6 +313,9 @@ def test_arrays_that_are_not_images(tmp_path):
     np.savez(archive, images=noise(4, 8, 8), labels=np.arange(3))
     with pytest.raises(ValueError, match="another number of labels"):
         load(archive)
+    np.savez(archive, images=noise(4, 8, 8), labels=np.array([0, -1, 2, 1]))
+    with pytest.raises(ValueError, match="labels under 0"):
+        load(archive)
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(ValueError, match="holds no images"):
         load(archive)

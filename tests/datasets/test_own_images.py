@@ -138,5 +138,7 @@ def test_check_data_counts_exactly():
     assert abs(found["train"].mean - x.mean()) < 1e-9
     assert abs(found["train"].deviation - x.std(unbiased=False)) < 1e-9
     assert class_counts(doubled) == {}
+    without = type(splits)(splits.train, splits.validation[:0], splits.test, splits.max_value)
+    assert list(contents(without)) == ["train", "test"]
     balance = class_counts(splits)
     assert len(balance) == 10 and sum(balance["3"]) == 183

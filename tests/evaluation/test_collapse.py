@@ -155,7 +155,7 @@ def test_no_collapsed_unit_is_active_by_chance_in_two_samples(images):
     for seed in range(5):
         found = collapse(make, images // 100, images, seed, samples=2)
         assert found.report().active[0] > 50
-        assert [int(units.surely_active().sum()) for units in found.layers] == [0, 2]
+        assert [int(sure.sum()) for sure in found.surely_active] == [0, 2]
         assert found.surely_active_units == 2 / 500
         values = metric_values(STANDARD, found)
         assert values["collapse/active_units_0"] == 0 and values["collapse/active_units_1"] == 0.02

@@ -172,6 +172,28 @@ def test_information_in_blocks_is_that_of_all_at_once(experiment, monkeypatch):
             assert a.posterior == pytest.approx(b.posterior, abs=0.02)
 
 
+def test_fewer_queries_are_spread_over_the_images(monkeypatch):
+    """The images may be sorted by class; each query's own figure is that among all queries."""
+    model, x = small("digits_dct_ladder"), BATCHES.examples(10)
+    monkeypatch.setattr(information, "rows_that_fit", lambda model, x: 3)
+    with torch.no_grad():
+        noise = Noise.keyed(torch.arange(10), 0)
+        parts = zip(x.split(3), noise.keys.split(3), strict=True)
+        latents = [model(images, noise=Noise(keys)).latents for images, keys in parts]
+        every, some = torch.arange(10), torch.tensor([1, 4, 5, 9])
+        all_of, of_some = (
+            information._information(model, x, latents, asked, 3, lambda n: None)
+            for asked in (every, some)
+        )
+    torch.testing.assert_close(of_some, all_of[:, some], rtol=1e-4, atol=1e-4)
+    asked = []
+    monkeypatch.setattr(
+        information, "_information", lambda *a: asked.append(a[3]) or torch.zeros(7, len(a[3]))
+    )
+    aggregate_posterior(model, x, 0, lambda n: None, queries=4)
+    assert asked[0].tolist() == [0, 2, 5, 7]
+
+
 def test_histograms_are_shares_of_posterior_and_prior():
     found = aggregate(small("digits_dct_ladder"), BATCHES.examples(40))
     context, *rest = found.histograms

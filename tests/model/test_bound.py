@@ -9,11 +9,13 @@ converges to the sum over those that it does: a lower bound still.)
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from datasets.loaders import normalise
 from model import estimators
 from model.diffusion import DiffusionPrior
 from model.distributions import Gaussian, sum_per_image
@@ -21,7 +23,9 @@ from model.estimators import PER_CONTEXT, PRIOR_PATHS
 from model.layers import last_conv
 from model.noise import Noise, NoisePurpose
 from model.schedules import diffusion_constants
+from tests.conftest import compose, randomised, shrunk
 from tests.model.test_ladder_vae import TOY, TOY_CONTEXT, exact_evidence, toy
+from utils.settings.build import build_model
 
 SEEDS, MANY, VERY_MANY = 200, 1000, 10_000
 LEVELS = [-0.5, 0.5]
@@ -201,3 +205,30 @@ def test_a_linear_gaussian_ladder_converges_to_its_closed_form():
     evidence = torch.distributions.MultivariateNormal(offset + columns @ mean, covariance)
     exact = evidence.log_prob(GREY.flatten()).expand(SEEDS)
     assert is_exact_in_the_limit(model, exact)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["delta", "fixed", "train", "conditional"])
+def test_what_is_constant_in_the_data_costs_nothing(kind):
+    """Symmetric images lack half of the frequencies; whatever q says of those cancels."""
+    experiment = "digits_dct_ladder"
+    overrides = [*shrunk(experiment), f"model.decoder.ctx_posterior_var={kind}"]
+    overrides += ["model.ctx_size=4"]
+    torch.manual_seed(0)
+    model = randomised(build_model(compose(experiment, *overrides)), 0.05).eval()
+    half = torch.randint(0, 17, (30, 1, 8, 4), generator=torch.Generator().manual_seed(1))
+    images = torch.cat([half, half.flip(3)], 3).byte()
+    model.fit_context(images, 16)
+    context = model.decoder.context
+    assert 0 < context.active.sum() < context.active.numel()
+    x, noise = normalise(images, 16), Noise.keyed(torch.arange(30), 0)
+    (latent,) = model.decoder.infer_top(x, noise, 1.0)
+    other = torch.where(context.active > 0, latent.z, 0.7 * torch.ones_like(latent.z))
+    weights = [
+        estimators.log_weight(replace(latent, z=z), Noise.keyed(torch.arange(30), 1), 2)
+        for z in (latent.z, other)
+    ]
+    if kind != "delta":  # whose q knows of no other level
+        torch.testing.assert_close(*weights)
+    nelbo = torch.stack([-model.log_likelihood(x, 1) for _ in range(20)]).mean()
+    assert -model.log_likelihood(x, 64).mean() < nelbo

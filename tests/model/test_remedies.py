@@ -18,6 +18,7 @@ from utils.errors import ConfigError
 from utils.evaluation.bound import posterior_collapse
 from utils.evaluation.information import aggregate_posterior
 from utils.settings.build import build_model, build_objective
+from utils.settings.check import check_warm_up
 
 DELTA = 2.0  # nats per latent
 COMMITTED = ["model.decoder.posterior=committed", f"model.decoder.delta={DELTA}"]
@@ -277,6 +278,44 @@ def test_what_nothing_would_feel_is_refused(overrides, complaint):
     with pytest.raises((ConfigError, ValueError), match=complaint) as caught:
         build_model(compose("digits_ladder", *overrides))
     assert str(caught.value).startswith("model.") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["model.warmup=30"], "model.warmup=30 changes nothing where"),
+        (["model.beta_start=0"], r"model.beta_start=0.0 is never used"),
+        (["model.beta_end=2"], r"model.beta_start=1.0 is never used"),
+        (["model.beta_start=0", "model.warmup=60"], "leaves none of train.max_epochs=60 at"),
+    ],
+)
+def test_a_warm_up_that_training_would_not_feel_is_refused(overrides, complaint):
+    settings = compose("digits_ladder", *overrides)  # as a run of an earlier version has them
+    with pytest.raises(ConfigError, match=complaint):
+        check_warm_up(settings)
+    check_warm_up(compose("digits_ladder", "model.beta_start=0", "model.warmup=59"))
+
+
+def test_where_every_kl_is_an_estimate_nothing_is_balanced():
+    torch.manual_seed(0)
+    one = ["model.latent_scales=[1]", "model.latent_width=[4]", "model/decoder/z_L_prior=ddgm"]
+    warm = ["model.kl_balance=true", "model.beta_start=0", "model.warmup=5"]
+    settings = compose("digits_ladder", *shrunk("digits_ladder"), *one, *warm)
+    model, objective = build_model(settings), build_objective(settings)
+    output = model(torch.zeros(3, 1, 8, 8), noise=Noise.keyed(torch.arange(3), 0))
+    objective.record_step(torch.ones(1), torch.tensor(True))
+    nelbo = objective.nelbo(output, 0.4)
+    assert torch.equal(objective(output, 0.4).loss, nelbo.loss)
+
+
+@pytest.mark.parametrize("remedy", ["none", "skip", "aggregate"])
+def test_a_ladder_of_one_latent(remedy):
+    one = ["model.latent_scales=[1]", "model.latent_width=[4]", f"remedy={remedy}"]
+    torch.manual_seed(0)
+    model = build_model(compose("digits_ladder", *shrunk("digits_ladder"), *one))
+    x = torch.zeros(3, 1, 8, 8)
+    assert model(x, noise=Noise.keyed(torch.arange(3), 0)).kl.shape == (3, 1)
+    assert model.sample(2).shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize("remedy", ["none", "free_bits", "warmup", "cyclical", "balanced"])

@@ -12,7 +12,8 @@ from tests.commands import PLAIN, QUIET, SMALL, environment, forks, metrics, onl
 STEPS = 30
 THREE = ["train.max_epochs=3", "dataset.data_module.batch_size=130"]  # of 1,300 images
 THREE += ["train.eval_freq=9", "task.estimators=[]"]
-CHANGING = ["train.ema_rate=0.9", "model.warmup=2"]  # state that an epoch or a step changes
+# State that an epoch or a step changes.
+CHANGING = ["train.ema_rate=0.9", "model.beta_start=0", "model.warmup=2"]
 DCT = ["experiment=digits_dct_ladder", *SMALL, *QUIET, *THREE, *CHANGING]
 DCT += ["model.decoder.z_L_prior.t_sample=loss_aware", "train.checkpoint_every=4 steps"]
 LADDER = [*PLAIN, *QUIET, *THREE, "train.checkpoint_every=1 step", "train/scheduler=plateau"]

@@ -103,15 +103,6 @@ class LatentUnits:
         bounds = (self.variance, self.variance - margin, self.variance + margin)
         return tuple(int((values > threshold).sum()) for values in bounds)
 
-    def surely_active(self, threshold: float = ACTIVE_THRESHOLD) -> Tensor:
-        """Which units are over the threshold beyond chance, however few the samples: bool.
-
-        By simultaneous intervals (Bonferroni): that any unit under it is among them has a
-        probability of 5 % at most.
-        """
-        quantile = torch.tensor(1.0 - 0.05 / len(self.variance), dtype=torch.float64)
-        return self.variance - torch.special.ndtri(quantile) * self.variance_se > threshold
-
     def collapsed(self, epsilon: int, delta: float = DELTA) -> int:
         """The number of units with KL < EPSILONS[epsilon] for at least 1 − delta of the images."""
         return int((self.share_below_epsilon[epsilon] >= 1.0 - delta).sum())
@@ -137,13 +128,29 @@ class Collapse:
         return self.reconstruction + self.kl.sum(1)
 
     @property
+    def surely_active(self) -> list[Tensor]:
+        """Of each layer, which units are over the threshold beyond chance: bool.
+
+        By intervals that hold for all units of the model at once (Bonferroni): that any unit under
+        the threshold is among them has a probability of 5 % at most, however few the posterior
+        samples; of images it needs some dozens.
+        """
+        units = sum(len(layer.variance) for layer in self.layers)
+        margin = torch.special.ndtri(torch.tensor(1.0 - 0.05 / units, dtype=torch.float64))
+        bounds = [layer.variance - margin * layer.variance_se for layer in self.layers]
+        return [bound > ACTIVE_THRESHOLD for bound in bounds]
+
+    @property
     def surely_active_units(self) -> float:
         """Share of elements over all layers that are active beyond chance."""
-        return torch.cat([units.surely_active() for units in self.layers]).double().mean().item()
+        return torch.cat(self.surely_active).double().mean().item()
 
     def log_variances(self) -> dict[int, list[float]]:
         """log Var_x(E_q[z | x]) of the units active beyond chance, for layers that have any."""
-        active = [units.variance[units.surely_active()] for units in self.layers]
+        active = [
+            layer.variance[sure]
+            for layer, sure in zip(self.layers, self.surely_active, strict=True)
+        ]
         return {layer: v.log().tolist() for layer, v in enumerate(active) if len(v)}
 
     def report(self) -> CollapseReport:

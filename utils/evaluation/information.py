@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.loaders import EvaluationBatches
+from datasets.loaders import EvaluationBatches, evenly_spaced
 from model import LadderVAE
 from model.distributions import sum_per_image
 from model.estimators import repeat_rows
@@ -48,8 +48,10 @@ def interventions(
 ) -> dict[tuple[bool, ...], Intervention]:
     """The bound under every mask of `layer_masks`, over the images of all processes.
 
-    All masks share the same noise. One sample per image is used: with more importance samples every
-    bound would approach the same log p(x), and the difference would measure K, not the layer.
+    All masks share the same noise, except below a context that is itself drawn (it takes another
+    number of random numbers than one that is inferred). One sample per image is used: with more
+    importance samples every bound would approach the same log p(x), and the difference would
+    measure K, not the layer.
     """
     model.eval()
     masks = layer_masks(model.num_latents)
@@ -121,8 +123,8 @@ def aggregate_posterior(
     With x uniform on the N images, I_q(x; z) = E log q(z | x) / (1/N Σ_j q(z | x_j)) needs no
     bound: all pairs' densities are computed, of as many images at a time as memory allows. It is at
     most log N; near that it says only that the images are identified. The outer expectation is over
-    the first `queries` images, one draw of z each (None: all N): cost is N · queries passes, and
-    standard errors are over these. The information of a context with a posterior variance is
+    `queries` images, evenly spaced, one draw of z each (None: all N): cost is N · queries passes,
+    and standard errors are over these. The information of a context with a posterior variance is
     conditional on its dither. tick: called with the number of pairs done.
     """
     model.eval()
@@ -131,7 +133,8 @@ def aggregate_posterior(
     noise = Noise.keyed(torch.arange(n, device=x.device), seed, NoisePurpose.AGGREGATE)
     parts = list(zip(x.split(rows), noise.keys.split(rows), strict=True))
     latents = [model(images, noise=Noise(keys)).latents for images, keys in parts]
-    information = _information(model, x, latents, count, rows, tick)  # (L, queries)
+    asked = evenly_spaced(n, count).to(x.device)
+    information = _information(model, x, latents, asked, rows, tick)  # (L, queries)
     added = information.diff(dim=0, prepend=torch.zeros_like(information[:1]))
     prior_noise = Noise.keyed(torch.arange(n, device=x.device), seed, NoisePurpose.PRIOR)
     top = [latent.z for latent in model.decoder.sample_top(n, prior_noise, 1.0)]
@@ -152,25 +155,26 @@ def _information(
     model: LadderVAE,
     x: Tensor,
     latents: list[list[Latent]],
-    queries: int,
+    asked: Tensor,
     rows: int,
     tick: Callable[[int], None],
 ) -> Tensor:
     """log q(z_i | x_i) / (1/N Σ_j q(z_i | x_j)) of layers 0 … l together: (L, queries), float64.
 
-    latents: of each part of x, `rows` images long.
+    latents: of each part of x, `rows` images long. asked: the images i, ascending, (queries,).
     """
     values = [torch.cat([latent.z for latent in layer]) for layer in zip(*latents, strict=True)]
     own, everything, first = [], None, 0
     for images, part in zip(x.split(rows), latents, strict=True):
         features, n = model.encode(images), len(images)
         found = []
-        for i in torch.arange(queries, device=x.device).split(max(1, rows // n)):
+        for i in asked.split(max(1, rows // n)):
             z = [value[i] for value in values]
             found.append(_log_densities(model, features, part, z).cumsum(0))
             tick(len(i) * n)
         total = torch.cat(found, 1)  # (L, queries, n)
-        own.append(total[:, first : first + n].diagonal(dim1=1, dim2=2))
+        here = ((first <= asked) & (asked < first + n)).nonzero().squeeze(1)
+        own.append(total[:, here.cpu(), (asked[here] - first).cpu()])
         summed = total.logsumexp(2)
         everything = summed if everything is None else torch.logaddexp(everything, summed)
         first += n
@@ -198,7 +202,8 @@ def _log_densities(
 
 def _of_every_image(latent: Latent, z: Tensor) -> Tensor:
     """log q(each of z | x_j) of a top latent, for every image j: (len(z), J)."""
-    return torch.stack([sum_per_image(latent.q.log_prob(one)) for one in z.split(1)])
+    active = latent.p.active_mask(latent.z)
+    return torch.stack([sum_per_image(latent.q.log_prob(one) * active) for one in z.split(1)])
 
 
 def _against_prior(

@@ -126,7 +126,7 @@ class LayerReport(BaseModel, frozen=True):
         return self.active == 0 and self.kl < max(NEGLIGIBLE_NATS, self.units * EPSILON)
 
     def _state(self) -> str:
-        """Whether the layer is active, has collapsed, or is in between; glossary.py has the rules."""
+        """Whether the layer is active, has collapsed, or is in between, as the glossary says."""
         name = called(self).capitalize()
         nats = f"{self.kl:.2f} nats"
         if self.has_collapsed and self.kl >= NEGLIGIBLE_NATS:  # little for so many units

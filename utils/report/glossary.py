@@ -7,14 +7,14 @@ GLOSSARY = {
     "latent": "A random variable that the model infers from an image and generates an image from: "
     "here an array of channels × height × width numbers.",
     "layer": "One latent of the hierarchy. Layers are counted from the top, from 0; each has a "
-    "prior and a posterior that depend on the layers above it. (In names of settings the top one is "
-    "z_L, as in the paper.)",
+    "prior and a posterior that depend on the layers above it. (In names of settings the top "
+    "one is z_L, as in the paper.)",
     "unit": "One number of a latent's array.",
     "context": "A top latent that a fixed rule computes from the image, such as its lowest cosine "
     "(DCT) coefficients, with a prior that a diffusion model learns. Plain ladders have none.",
     "ladder": "A hierarchy whose posteriors are inferred from the top down, each from the image's "
     "features and the layers above.",
-    "temperature": "A factor on the standard deviations of the priors when sampling: 1 samples "
+    "temperature": "A factor on the variances of the priors when sampling: 1 samples "
     "from the model, less gives more typical and less varied images.",
     "active": "A unit is active if its posterior mean differs between images: if the mean's "
     f"variance over images is over {ACTIVE_THRESHOLD:g}. A layer is active if at least "

@@ -10,7 +10,7 @@ from utils.runs.checkpoints import download_cache, newest, settings_in
 from utils.runs.stored import find_run_settings
 from utils.runs.tensors import check_shapes, named_tensors
 from utils.settings.build import build_without_numbers
-from utils.settings.check import check, check_estimators
+from utils.settings.check import check, check_estimators, check_warm_up
 from utils.settings.command_line import Command
 from utils.settings.extension import resumed
 from utils.settings.identity import of_all_processes, run_name
@@ -32,6 +32,7 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
                 "train.extended_from is set by train.resume_id=ID train.max_epochs=N, which trains "
                 "a finished run longer: leave it out."
             )
+        check_warm_up(command.settings)
         return _agreed(command.settings), None
     source, fetched = f"train.resume_id={run_id}", None
     content = find_run_settings(command.value("runs_dir"), run_id.rpartition("/")[2])

@@ -135,6 +135,36 @@ def _check_combinations(settings: Settings) -> None:
     _check_objective(settings)
 
 
+def check_warm_up(settings: Settings) -> None:
+    """Every key of a KL's weight that rises once is felt in training.
+
+    Of new runs alone: an earlier version let these pass, and what it trained still loads.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    model, epochs = settings.model, settings.train.max_epochs
+    if model.objective is not None or model.beta_cycles > 1 or model.beta_ramp is not None:
+        return
+    if model.warmup and model.beta_start == model.beta_end:
+        raise ConfigError(
+            f"model.warmup={model.warmup} changes nothing where beta_start and beta_end are both "
+            f"{model.beta_end}: add model.beta_start=0, or leave it out."
+        )
+    if model.beta_start != model.beta_end and not model.warmup:
+        raise ConfigError(
+            f"model.beta_start={model.beta_start} is never used, since the KL's weight does not "
+            "rise: add model.warmup=… or model.beta_ramp=… (remedy=warmup has both), or leave it "
+            "out."
+        )
+    if model.warmup >= epochs:
+        raise ConfigError(
+            f"model.warmup={model.warmup} leaves none of train.max_epochs={epochs} at "
+            f"model.beta_end={model.beta_end}: use fewer epochs of it, or model.beta_ramp=…, a "
+            "share of them."
+        )
+
+
 def _check_objective(settings: Settings) -> None:
     """What must hold between the keys of the loss, and that each of them is read by something."""
     model, decoder = settings.model, settings.model.decoder
