@@ -50,8 +50,9 @@ def train(command: Command, processes: Processes) -> None:
     """Settings -> images -> model -> training -> the best checkpoint's scores and report."""
     settings, fetched = settings_to_train(command, processes)
     job, folder = Job.on(settings.train.device, processes), RunFolder(settings, processes)
-    finished = folder.results.exists()
-    if finished and not settings.task.force:
+    scored = folder.results.exists()
+    start_over = scored and settings.task.force
+    if scored and not start_over and not folder.cut_short:
         show_finished(job.terminal, folder.results, build_own(settings, "metrics"))
         return
     check_memory(settings, job.device, processes.world)
@@ -71,7 +72,7 @@ def train(command: Command, processes: Processes) -> None:
     trackers = build_own(settings, "trackers").values()
     with (
         Signals(settings.train.grace_seconds, processes.world > 1) as signals,
-        folder.opened(finished, fetched),
+        folder.opened(start_over, fetched),
         open_tracker(settings.wandb, folder, model, job.terminal, trackers) as tracker,
     ):
         saved, trouble = main_first(processes, lambda: newest(folder.last))
@@ -91,7 +92,6 @@ def train(command: Command, processes: Processes) -> None:
             tracker=tracker,
             terminal=job.terminal,
             signals=signals,
-            noise_seed=settings.task.noise_seed,
             metrics=build_own(settings, "metrics"),
         )
         if saved:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model import LadderVAE
 from utils.errors import ConfigError
+from utils.files import file_digest
 from utils.runs import exported, published
 from utils.runs.checkpoints import download_cache, is_own, read
 from utils.runs.tensors import check_weights, named_tensors
@@ -165,6 +166,15 @@ def content(path: Path, setting: str = "checkpoint", unsafe: bool = False) -> di
     if exported.is_exported(path):
         return exported.read_model(path, setting)
     return read(path, unsafe, setting)
+
+
+def content_and_digest(path: Path) -> tuple[dict, str]:
+    """What is in a file, and its SHA-256: a run under way may replace it while it is read."""
+    digest = file_digest(path)
+    while True:
+        found, before = content(path), digest
+        if (digest := file_digest(path)) == before:
+            return found, digest
 
 
 def _weights_for(model: LadderVAE, content: dict, source: str, remedy: str) -> dict[str, Tensor]:

@@ -64,7 +64,8 @@ def score(model, folder, *metrics: type) -> scoring.Score:
     """The score of the model."""
     checkpoint = folder / "best.pth"
     checkpoint.write_bytes(b"weights")
-    return scoring.score(model, settings(*metrics), BATCHES, "test", checkpoint, Terminal(False))
+    told = Terminal(False)
+    return scoring.score(model, settings(*metrics), BATCHES, "test", checkpoint, "digest", told)
 
 
 def test_standard_metrics_are_the_reports_figures_beyond_chance(model, tmp_path):

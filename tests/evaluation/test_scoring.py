@@ -36,7 +36,9 @@ def score(model, folder, seed, noise_seed):
     settings = compose("digits_dct_ladder", *BERNOULLI, *overrides)
     (folder / "best.pth").write_bytes(b"weights")
     path = folder / "best.pth"
-    return settings, scoring.score(model, settings, BATCHES, "test", path, Terminal(False))
+    return settings, scoring.score(
+        model, settings, BATCHES, "test", path, "digest", Terminal(False)
+    )
 
 
 def test_training_seeds_are_evaluated_on_the_same_targets(model, tmp_path):

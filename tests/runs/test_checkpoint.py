@@ -17,7 +17,7 @@ from tests.training.trainers import make_trainer
 from utils import checkpoint
 from utils.checkpoint import load_model
 from utils.evaluation.bound import posterior_collapse
-from utils.files import atomic_write, verified_write
+from utils.files import atomic_write, file_digest, verified_write
 from utils.runs import checkpoints
 from utils.settings import identity
 from utils.settings.build import build_model
@@ -282,7 +282,6 @@ def test_what_comes_back_another_is_not_kept(tmp_path, monkeypatch):
 # Imports take seconds: forks of one process save, and are killed at any moment of it.
 KILLED = """
 import os, random, signal, sys, time
-from pathlib import Path
 import torch
 from tests.runs.test_checkpoint import step_state
 from utils.runs import checkpoints
@@ -324,3 +323,19 @@ def test_killed_while_saving_a_good_one_is_always_there(tmp_path):
     kills = [tuple(map(int, line.split())) for line in found.stdout.splitlines()]
     assert len(kills) == 200
     assert {newest - reported for reported, newest in kills} <= {0, 1}
+
+
+def test_a_file_that_a_run_replaces_is_read_with_its_own_digest(saved, monkeypatch):
+    path, _ = saved
+    wanted, read = checkpoint.content, []
+
+    def replaced_meanwhile(file):
+        found = wanted(file)
+        if not read:
+            checkpoints.save(path, found["config"], {**found, "wandb_id": "newer"})
+        read.append(file)
+        return found
+
+    monkeypatch.setattr(checkpoint, "content", replaced_meanwhile)
+    content, digest = checkpoint.content_and_digest(path)
+    assert len(read) == 2 and content["wandb_id"] == "newer" and digest == file_digest(path)

@@ -16,6 +16,7 @@ from utils.processes.launch import Processes
 from utils.runs import checkpoints
 from utils.runs.access import locked
 from utils.runs.folder import RunFolder
+from utils.settings.extension import extended
 from utils.terminal import Terminal
 from utils.tracking.sinks import Sink
 from utils.tracking.tracker import open_tracker
@@ -149,3 +150,53 @@ def test_other_processes_write_nothing(tmp_path):
         other.save("last", {})
         other.finish({}, {})
     assert not list(main.checkpoints.iterdir()) and not main.results.exists()
+
+
+def finished(tmp_path, *overrides) -> RunFolder:
+    """A run with results."""
+    run = folder(tmp_path, *overrides)
+    with run.opened(start_over=False):
+        run.finish({}, {})
+    return run
+
+
+def test_a_run_is_cut_short_between_its_scores_and_the_end(tmp_path):
+    run = finished(tmp_path)
+    assert not run.cut_short  # nothing to go on from
+    run.last.touch()
+    assert run.cut_short
+    run.results.unlink()
+    assert not run.cut_short
+    run.results.touch()
+    run.conclude()
+    assert not run.cut_short
+
+
+def test_only_a_finished_run_that_nobody_works_in_is_put_aside(tmp_path):
+    run, other = finished(tmp_path), folder(tmp_path)
+    aside = run.path.with_name(f"{run.name}.old1")
+    with (
+        locked(run.path),  # as while its report is written
+        pytest.raises(ConfigError, match="is being trained by another process"),
+        other.opened(start_over=True),
+    ):
+        pass
+    assert run.results.exists() and not aside.exists()
+    with other.opened(start_over=True):
+        assert (aside / "results.json").exists() and not other.results.exists()
+        with (
+            pytest.raises(ConfigError, match="is being trained by another process"),
+            folder(tmp_path).opened(start_over=True),  # which saw the results before
+        ):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [run.name, aside.name]
+
+
+def test_a_run_trained_longer_does_not_begin_anew(tmp_path):
+    settings = extended(compose("digits_ladder", f"runs_dir={tmp_path}"), 90)
+    longer = RunFolder(settings, Processes())
+    with (
+        pytest.raises(ConfigError, match=r"task.force=true would .* went on from 60 epochs: leave"),
+        longer.opened(start_over=True),
+    ):
+        pass

@@ -8,7 +8,7 @@ from tests.runs.test_checkpoint import step_state
 from tests.runs.test_runs import folder
 from utils.errors import ConfigError
 from utils.runs.folder import RunFolder
-from utils.runs.stored import find_run_settings, read_run
+from utils.runs.stored import find_run, read_run
 
 pytestmark = pytest.mark.usefixtures("own_log")
 DAMAGED = ("", '{"wand', "5", "[]", '{"wandb_id": 5}', "[" * 100_000, "\0\xff")
@@ -28,9 +28,9 @@ def test_a_damaged_id_costs_no_run_anything(tmp_path):
     wandb_id, settings = run.wandb_id, run.config
     for text in DAMAGED:
         (tmp_path / "a" / "run.json").write_text(text, encoding="latin-1")
-        assert find_run_settings(str(tmp_path), wandb_id) == settings
+        assert find_run(str(tmp_path), wandb_id) == (settings, [run.path])
         run.record.write_text(text, encoding="latin-1")  # its checkpoint knows it
-        assert find_run_settings(str(tmp_path), wandb_id) == settings
+        assert find_run(str(tmp_path), wandb_id) == (settings, [run.path])
         assert read_run(run.path) == (run.path, settings, wandb_id)
         with run.opened(start_over=False):
             assert run.wandb_id == wandb_id
@@ -41,10 +41,10 @@ def test_a_damaged_id_costs_no_run_anything(tmp_path):
 def test_an_id_of_two_runs_is_not_guessed(tmp_path):
     run, other = trained(tmp_path), trained(tmp_path, "train.seed=7")
     shutil.copytree(run.path, tmp_path / "a copy")
-    assert find_run_settings(str(tmp_path), run.wandb_id) == run.config
+    assert find_run(str(tmp_path), run.wandb_id) == (run.config, [tmp_path / "a copy", run.path])
     shutil.copy(run.record, other.record)
     with pytest.raises(ConfigError, match=f"{run.wandb_id} is the id of two runs, .* its own comm"):
-        find_run_settings(str(tmp_path), run.wandb_id)
+        find_run(str(tmp_path), run.wandb_id)
 
 
 def test_the_environment_gives_no_two_runs_one_id(tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_settings_that_cannot_be_read_are_named_with_the_remedy(tmp_path, text):
     path = run.path / "config.yaml"
     path.unlink() if text is None else path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=r"is missing or damaged .* which writes it anew") as told:
-        find_run_settings(str(tmp_path), run.wandb_id)
+        find_run(str(tmp_path), run.wandb_id)
     assert str(path) in str(told.value) and "\n" not in str(told.value)
 
 

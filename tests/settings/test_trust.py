@@ -156,3 +156,24 @@ def test_a_run_folder_from_elsewhere_authorises_nothing(saved, canaries, tmp_pat
 def test_a_name_is_one_component_of_a_path(name):
     with pytest.raises(ValueError, match=r"name=.* is not valid: use experiment=… or a name"):
         compose("digits_dct_ladder", f"name='{name}'")
+
+
+def test_no_sweep_writes_the_key_down(tmp_path):
+    """Hydra writes a sweep's settings and its words to a file."""
+    mine = tmp_path / "own" / "wandb" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(f"defaults: [defaults]\napi_key: {SECRET}\n")
+    quick = ["-m", "experiment=digits_ladder", "train.seed=-1,-2"]  # which no run has
+    cases = [
+        [*quick, f"wandb.api_key={SECRET}"],
+        ["--config-dir=own", *quick, "wandb=mine"],
+        [*quick, f"wandb={{api_key: {SECRET}}}"],
+    ]
+    results = call_each(tmp_path, cases)
+    for status, output, errors in results:
+        assert status == 1 and SECRET not in output + errors
+    assert [errors.count("train.seed=-") for _, _, errors in results] == [2, 2, 0]
+    assert results[2][2].startswith("Error: wandb={api_key: …} would be written to files: give")
+    written = [path for path in tmp_path.rglob("*.yaml") if path != mine]
+    assert [path.name for path in written] == ["multirun.yaml"]
+    assert not any(SECRET in path.read_text() for path in written)

@@ -15,14 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from tests.commands import OWN_DATA, QUIET, SMALL, call, environment, only_run
 from tests.conftest import ROOT
+from tests.conftest import compose as composed
 from tests.evaluation.test_record import FULL
 from utils.checkpoint import load_model
+from utils.errors import ConfigError
 from utils.files import sha256, write_arrays, write_json
 from utils.processes.launch import Processes
 from utils.runs.exported import CONFIG, WEIGHTS
 from utils.settings.command_line import Command
 from utils.settings.composition import compose
-from utils.tasks.export import _write
+from utils.tasks.export import _write, export, public_settings
 from utils.tasks.trained import Trained
 
 
@@ -199,3 +201,21 @@ def test_the_hub_s_client_fetches(folder, tmp_path):
     found = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     for line, wanted in zip(found.stdout.splitlines(), told.values(), strict=True):
         assert wanted in line
+
+
+def test_nothing_is_written_through_a_link_in_a_run_that_has_no_scores(saved, tmp_path):
+    path, _ = saved
+    run, outside = path.parent.parent, tmp_path / "outside"
+    outside.mkdir()
+    (run / "report").symlink_to(outside)
+    overrides = (f"checkpoint={path}", "task=export", f"task.output={tmp_path / 'out'}")
+    with pytest.raises(ConfigError, match=r"report is a symbolic link, so nothing was written"):
+        export(Command(compose(list(overrides)), overrides), Processes())
+    assert not list(outside.iterdir()) and not (tmp_path / "out").exists()
+
+
+def test_no_place_of_this_machine_is_shared():
+    plain = public_settings(
+        composed("digits_ladder", "task=export", "task.output=/home/me", "ood.root=/data/me")
+    )
+    assert plain["task"]["output"] is None and plain["ood"]["root"] is None

@@ -239,6 +239,9 @@ def test_another_machine_goes_on_with_a_run(server, tmp_path, undisturbed):
     shutil.rmtree(after)  # a bare id means the run in wandb.setup's project
     finish(start(server, other, f"train.resume_id={wandb_id}", OWN_DATA, *quick))
     check(other, undisturbed)
+    shutil.rmtree(after)
+    finish(start(server, other, f"train.resume_id=dct_ladder_vae/{wandb_id}", OWN_DATA, *quick))
+    check(other, undisturbed)
     # What the folder has is not fetched again.
     seen = len(server.requests)
     finish(start(server, other, "task=test", f"checkpoint={name}", OWN_DATA, *quick[:1]))

@@ -74,3 +74,12 @@ def test_its_own_state_is_not(stopped):
     own = trainer.model.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in state["model"].items())
     assert trainer.progress.step == 5 and len(weights(trainer)) == len(state["model"])
+
+
+def test_a_run_begun_in_bfloat16_goes_on_where_float16_needs_a_scaler(stopped, tmp_path):
+    _, state = stopped
+    assert state["scaler"] == {}  # none was needed
+    trainer = make_trainer(tmp_path, "train.ema_rate=0.9", "train.max_epochs=1")
+    trainer.state.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    trainer.state.load_state_dict(copy.deepcopy(state))
+    assert trainer.state.scaler.get_scale() == 65536.0

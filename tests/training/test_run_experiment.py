@@ -116,6 +116,30 @@ def test_the_same_command_continues_a_run_that_was_stopped(trained, tmp_path, nu
 
 
 @pytest.mark.slow
+def test_a_run_stopped_after_its_scores_comes_to_its_end(trained, tmp_path):
+    """By the same command, which does what is left and scores nothing again."""
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    run = only_run(folder)
+    before = {name: (run / name).read_bytes() for name in ("results.json", "metrics.jsonl")}
+    report = json.loads((run / "report" / "report.json").read_text())
+    arguments = ["experiment=digits_dct_ladder", *SMALL, *QUIET[:1]]
+    shutil.rmtree(run / "report")
+    (run / "thumbnails.npz").unlink()
+    (run / ".concluding").touch()
+    output = call(folder, *arguments).stdout
+    assert "epoch    1" not in output and (run / "thumbnails.npz").exists()
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert json.loads((run / "report" / "report.json").read_text()) == report
+    assert not (run / ".concluding").exists()
+    assert "Finished before" in call(folder, *arguments).stdout
+    (run / ".concluding").touch()  # without the state that training goes on from: as it is
+    for path in (run / "checkpoints").glob("last*"):
+        path.unlink()
+    assert "Finished before" in call(folder, *arguments).stdout
+
+
+@pytest.mark.slow
 def test_a_run_is_continued_by_its_wandb_id_with_its_own_settings(trained, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(trained[0], folder)
@@ -129,6 +153,10 @@ def test_a_run_is_continued_by_its_wandb_id_with_its_own_settings(trained, tmp_p
     assert f"add {OWN_DATA} to the command" in refused.stderr and refused.stderr.count("\n") == 1
     call(folder, f"train.resume_id={wandb_id}", OWN_DATA, *QUIET)
     assert only_run(folder) == run and (run / "results.json").exists()
+    aside = run.rename(run.with_name("kept"))
+    found = call(folder, f"train.resume_id={wandb_id}", OWN_DATA, *QUIET, status=1)
+    assert f"is of the run in runs/kept, whose settings name it {run.name}: rename" in found.stderr
+    assert found.stderr.count("\n") == 1 and only_run(folder) == aside
     found = call(folder, "train.resume_id=nobody", status=1)
     assert found.stderr.startswith("Error: train.resume_id=nobody is neither of a run in runs_dir")
     assert found.stderr.count("\n") == 1
@@ -173,6 +201,7 @@ def test_checkpoints_that_do_not_fit_are_told_at_once(tmp_path, policy):
         assert found.stderr.count("\n") == 1 and metrics(run) == []
     else:
         assert f"Note: {told}" in found.stdout and len(metrics(run)) == 2
-        assert "best.pth is not a file" in found.stderr
+        assert found.stderr.startswith("Error: Training has come to its end, but the checkpoint ")
+        assert found.stderr.count("\n") == 1 and not (run / "results.json").exists()
     output = call(tmp_path, *arguments).stdout  # with room again
     assert (run / "results.json").exists() and "continuing" not in output

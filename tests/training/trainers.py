@@ -64,7 +64,6 @@ def make_trainer(
         tracker=Tracker(folder, [LocalSink(folder / "metrics.jsonl")]),
         terminal=Terminal(shown=False),
         signals=Signals(60),
-        noise_seed=settings.task.noise_seed,
     )
 
 

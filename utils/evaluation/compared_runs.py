@@ -5,6 +5,7 @@ the seed form one group.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,10 +81,17 @@ class Group:
 def sources(named: Sequence[str]) -> list[str]:
     """The paths of the runs that the setting `runs` names; patterns are expanded.
 
+    Folders that a run trained again has left aside are in no pattern.
+
     Raises:
         ConfigError: if there are fewer than two.
     """
-    paths = [path for name in named for path in expand_pattern(name)]
+    paths = [
+        path
+        for name in named
+        for path in expand_pattern(name)
+        if path == name or not re.search(r"\.old\d+/?$", path)
+    ]
     if len(paths) < 2:
         raise ConfigError(
             f"runs={list(named)} names {len(paths)} run(s): name two or more, as in "

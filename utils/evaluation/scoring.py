@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from datasets.fingerprint import images_digest
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
-from model.estimators import Estimator, named
+from model.estimators import ESTIMATORS, Estimator, named
 from utils.evaluation.bound import NllEstimate, estimate_nll, posterior_collapse
 from utils.evaluation.collapse import THRESHOLDS, Collapse, posterior_samples_for
+from utils.evaluation.compared_runs import Run
 from utils.evaluation.metrics import Metrics, layer_values
 from utils.evaluation.quality import ImageQuality, QualityMetrics
 from utils.evaluation.record import ScoreRecord, conditions
-from utils.files import file_digest
 from utils.settings.build import build_own
 from utils.settings.identity import without_secrets
 from utils.settings.schema import Settings
@@ -62,14 +63,15 @@ def score(
     batches: EvaluationBatches,
     split: str,
     checkpoint: Path,
+    digest: str,
     terminal: Terminal,
     quality: QualityMetrics | None = None,
 ) -> Score:
     """Bound, KL per layer, active units and log-likelihoods over the images of all processes.
 
     Estimators are those of task.estimators; collapse metrics of a user's own are those of
-    `settings.metrics`. checkpoint: the model's file, named in the record. quality: measures FID and
-    the error of reconstructions, if given.
+    `settings.metrics`. checkpoint, digest: the model's file and its SHA-256, for the record.
+    quality: measures FID and the error of reconstructions, if given.
     """
     start, seed = time.monotonic(), settings.task.noise_seed
     metrics, own = build_own(settings, "metrics"), build_own(settings, "estimators")
@@ -84,7 +86,7 @@ def score(
         code=code_version(),
         parameters=parameter_counts(model),
         checkpoint=os.path.relpath(checkpoint),
-        checkpoint_digest=file_digest(checkpoint),
+        checkpoint_digest=digest,
         dataset=settings.dataset.name,
         split=split,
         images_digest=images_digest(batches.images),
@@ -103,6 +105,36 @@ def score(
         seconds=round(time.monotonic() - start, 1),
     )
     return Score(record, collapse, nll, metrics, estimators)
+
+
+def scored_before(
+    model: LadderVAE,
+    settings: Settings,
+    batches: EvaluationBatches,
+    digest: str,
+    earlier: Run,
+    terminal: Terminal,
+) -> Score | None:
+    """The score again that a run's files are of; None where it would not be the same one.
+
+    What they do not hold, each unit's statistics, is computed anew; likelihoods are not.
+    """
+    record, names = earlier.record, [e.estimator for e in earlier.record.likelihoods]
+    own = build_own(settings, "estimators")
+    same = (record.checkpoint_digest, record.conditions) == (digest, conditions(settings.task))
+    if not same or not {*names} <= {*own, *ESTIMATORS}:
+        return None
+    samples = posterior_samples_for(len(batches.images))
+    with terminal.bar(f"{record.split}: bound", len(batches.ids)) as bar:
+        seed = settings.task.noise_seed
+        collapse = posterior_collapse(model, batches, seed, samples, bar.count)
+    return Score(
+        record,
+        collapse,
+        {name: torch.from_numpy(earlier.per_image[f"nll_{name}"]) for name in names},
+        build_own(settings, "metrics"),
+        {name: own.get(name) or named(name) for name in names},
+    )
 
 
 def _estimate_all(

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from datasets.loaders import EvaluationBatches
 from model import LadderVAE
+from utils.evaluation.compared_runs import read_run
 from utils.evaluation.quality import QualityMetrics
-from utils.evaluation.scoring import score
+from utils.evaluation.scoring import score, scored_before
+from utils.files import file_digest
 from utils.processes.job import Job
 from utils.report.figure_tables import tables_in, write_thumbnails
 from utils.report.tables import show_score
@@ -27,11 +29,18 @@ def conclude(
 ) -> None:
     """Score the best model on the test set; from then on the run counts as finished.
 
-    draw_figures(model, epoch, step): a run's pictures. now: epoch and step at which training ended.
+    A run that was stopped between its scores and the end has them already. draw_figures(model,
+    epoch, step): a run's pictures. now: epoch and step at which training ended.
 
     Collective: call it on every process.
     """
-    found = score(best, settings, test, "test", folder.best, job.terminal, quality)
+    digest = file_digest(folder.best)
+    found = None
+    if folder.cut_short:
+        earlier = read_run(folder.results)
+        found = scored_before(best, settings, test, digest, earlier, job.terminal)
+    if not found:
+        found = score(best, settings, test, "test", folder.best, digest, job.terminal, quality)
     try:
         folder.finish(found.record.to_json(), found.per_image)
     finally:  # on a full disk too
@@ -47,4 +56,5 @@ def conclude(
     if job.is_main:
         write_thumbnails(test, found.record.images_digest, folder.path)
     tracker.tables(lambda: tables_in(folder.path), *now)
+    folder.conclude()
     job.terminal.line(f"Checkpoints, metrics, pictures and the log are in {folder.path}")

@@ -105,6 +105,10 @@ class Saver:
         if error is not None:
             raise error
 
+    def retry(self) -> None:
+        """Begin to write what could not be written."""
+        self.put([], {})
+
     def finish(self) -> None:
         """Wait until the queue is written, and `check`."""
         thread = self._thread

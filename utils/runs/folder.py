@@ -54,6 +54,7 @@ class RunFolder:
         self.figures, self.checkpoints = self.path / "figures", self.path / "checkpoints"
         self.last, self.best = self.checkpoints / "last.pth", self.checkpoints / "best.pth"
         self.record = self.path / "run.json"
+        self._concluding = self.path / ".concluding"  # there from the scores to the end
         shorter = before_extension(settings)
         self.former = shorter and self.path.with_name(run_name(shorter))
         self._opened: os.stat_result | None = None
@@ -63,11 +64,16 @@ class RunFolder:
         """The finished run's scores; there is no such file before."""
         return self.path / f"{RESULTS}.json"
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether the run was stopped between its scores and the end, and can go on."""
+        return all(path.exists() for path in (self._concluding, self.results, self.last))
+
     @contextmanager
     def opened(self, start_over: bool, fetched: FetchedRun | None = None) -> Iterator[None]:
         """Create the folder, or reopen it; while it is open, the log is written to it.
 
-        start_over: move existing contents to another name and begin with an empty folder. fetched:
+        start_over: give a finished run another name and begin with an empty folder. fetched:
         a run at W&B that the new folder is to continue. Only the main process writes; the others
         wait until the folder is there.
 
@@ -190,10 +196,28 @@ class RunFolder:
         write_json(self.record, {"wandb_id": fetched.run_id})
 
     def _set_aside(self) -> None:
-        number = 1
-        while os.path.lexists(aside := self.path.with_name(f"{self.name}.old{number}")):
-            number += 1
-        self.path.rename(aside)
+        """Give the finished run another name, unless another process has just done so.
+
+        Raises:
+            ConfigError: if a process is at work in it, or it is a shorter run trained longer, which
+                cannot begin anew.
+        """
+        if self.former:
+            epochs = self.config["train"]["extended_from"][-1]
+            raise ConfigError(
+                f"task.force=true would begin {self.path} anew, which went on from {epochs} "
+                "epochs: leave it out, or train so many epochs from the start by train.max_epochs, "
+                "without train.resume_id."
+            )
+        if not self.results.exists():
+            return
+        with locked(self.path):
+            if not self.results.exists():
+                return
+            number = 1
+            while os.path.lexists(aside := self.path.with_name(f"{self.name}.old{number}")):
+                number += 1
+            self.path.rename(aside)
 
     def save(self, name: str, state: dict) -> Path:
         """Write a checkpoint on the main process; returns its path."""
@@ -237,7 +261,13 @@ class RunFolder:
         """Write the results, the scores last: from then on the run counts as finished."""
         if self.processes.is_main:
             self._check_there()
+            atomic_write(self._concluding, lambda file: None)
             write_scores(self.path, RESULTS, record, per_image)
+
+    def conclude(self) -> None:
+        """Nothing is left to do."""
+        if self.processes.is_main:
+            self._concluding.unlink(missing_ok=True)
 
     @property
     def wandb_id(self) -> str:

@@ -7,7 +7,7 @@ from utils.processes import watch
 from utils.processes.collectives import check_same, main_first
 from utils.processes.launch import Processes
 from utils.runs.checkpoints import download_cache, newest, settings_in
-from utils.runs.stored import find_run_settings
+from utils.runs.stored import find_run
 from utils.runs.tensors import check_shapes, named_tensors
 from utils.settings.build import build_without_numbers
 from utils.settings.check import check, check_estimators, check_warm_up
@@ -35,7 +35,7 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
         check_warm_up(command.settings)
         return _agreed(command.settings), None
     source, fetched = f"train.resume_id={run_id}", None
-    content = find_run_settings(command.value("runs_dir"), run_id.rpartition("/")[2])
+    content, folders = find_run(command.value("runs_dir"), run_id.rpartition("/")[2])
     if content is None:
         setup, cache = command.wandb_setup(), download_cache()
         fetched = main_first(processes, lambda: fetch_run(run_id, setup, cache))  # once for all
@@ -45,6 +45,8 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
         for overrides in ((), command.overrides)
     )
     settings = resumed(own, settings, source)
+    if folders:
+        _check_named(folders, [run_name(settings), run_name(own)], source)
     _check_sizes(own, fetched and fetched.last, source)
     if fetched and settings.train.max_epochs > own.train.max_epochs:
         _check_finished(fetched.last, own.train.max_epochs, source)
@@ -62,6 +64,19 @@ def _agreed(settings: Settings) -> Settings:
     check_same(of_all_processes(settings.plain))
     watch.end_when_stuck(settings.train.stuck_minutes)
     return settings
+
+
+def _check_named(folders: list[Path], names: list[str], source: str) -> None:
+    """One of a run's folders has a name under which it would be continued.
+
+    Raises:
+        ConfigError: if none has, for then a new run would begin.
+    """
+    if not {folder.name for folder in folders} & set(names):
+        raise ConfigError(
+            f"{source} is of the run in {folders[0]}, whose settings name it {names[-1]}: rename "
+            "the folder to that (and what has that name now to another)."
+        )
 
 
 def _check_finished(last: Path, epochs: int, source: str) -> None:

@@ -31,8 +31,10 @@ def read_run(folder: Path) -> tuple[Path, dict, str]:
     return folder.absolute(), _settings_in(folder), wandb_id
 
 
-def find_run_settings(runs_dir: str, wandb_id: str) -> dict | None:
-    """The settings of the run in runs_dir that has this W&B id; None where none has.
+def find_run(runs_dir: str, wandb_id: str) -> tuple[dict | None, list[Path]]:
+    """The settings of the run in runs_dir that has this W&B id, and its folders: it, and copies.
+
+    None where none has.
 
     Raises:
         ConfigError: if runs of different settings have it.
@@ -45,7 +47,7 @@ def find_run_settings(runs_dir: str, wandb_id: str) -> dict | None:
                 f"train.resume_id={wandb_id} is the id of two runs, {first} and {other}: continue "
                 "the one that you mean by its own command."
             )
-    return found.get(first)
+    return found.get(first), list(found)
 
 
 def folders_with(runs_dir: Path, wandb_id: str) -> list[Path]:

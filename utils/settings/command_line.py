@@ -6,7 +6,8 @@ from functools import cached_property
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 from utils.errors import ConfigError
 from utils.settings.check import check_task, check_wandb
@@ -114,13 +115,33 @@ def resolve_value(value: object) -> object:
     return resolve({"value": value})["value"] if OmegaConf.is_config(value) else value
 
 
+class KeyOutOfSweeps(Callback):
+    """Takes W&B's key out of a sweep's settings, which Hydra writes to multirun.yaml."""
+
+    def on_multirun_start(self, config: DictConfig, **others: object) -> None:
+        """The key, as a file in configs/ may have it, goes to the environment."""
+        key = OmegaConf.select(config, "wandb.api_key")
+        if key:
+            os.environ["WANDB_API_KEY"] = key
+            with flag_override(config, "readonly", False):
+                config.wandb.api_key = None
+
+
 def take_secrets(arguments: list[str]) -> None:
     """Move wandb.api_key=… from the command line, in place, to the environment.
 
     Hydra writes a sweep's command line to a file, and W&B's client sends it.
+
+    Raises:
+        ConfigError: where the key is given in another form.
     """
     for argument in list(arguments):
         key, _, value = argument.partition("=")
+        if key.lstrip("+") == "wandb" and "api_key" in value:
+            raise ConfigError(
+                "wandb={api_key: …} would be written to files: give the key as wandb.api_key=…, in "
+                "WANDB_API_KEY or by `wandb login`."
+            )
         if key.lstrip("+") == "wandb.api_key" and value.strip("'\"") not in ("", "null"):
             os.environ["WANDB_API_KEY"] = value.strip("'\"")
             arguments.remove(argument)

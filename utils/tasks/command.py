@@ -124,9 +124,9 @@ def run_command(job: Callable[[], object]) -> int:
     global _running
     never_fail()
     _running = Running(os.getpid(), os.environ.get("HYDRA_FULL_ERROR") == "1")
-    take_secrets(sys.argv)
-    words = sys.argv[1:]
     try:
+        take_secrets(sys.argv)
+        words = sys.argv[1:]
         check_words(words)
     except ConfigError as error:
         print(f"Error: {printable(str(error))}", file=sys.stderr)

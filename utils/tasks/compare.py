@@ -72,6 +72,7 @@ def _scored(source: str, command: Command, processes: Processes) -> Run:
         trained.batches(),
         split,
         trained.file,
+        trained.digest,
         trained.job.terminal,
     )
     if processes.is_main:

@@ -4,7 +4,6 @@ import math
 
 from utils.errors import ConfigError
 from utils.evaluation.encoding import Subject, describe, write_latents
-from utils.files import file_digest
 from utils.processes.collectives import main_first
 from utils.processes.ranks import Processes
 from utils.settings.command_line import Command
@@ -17,7 +16,7 @@ def encode(command: Command, processes: Processes) -> None:
     trained = Trained.named(command, processes)
     settings, job = trained.settings, trained.job
     task, layers = settings.task, trained.layers()
-    splits, digest = splits_of(settings, job), file_digest(trained.file)
+    splits = splits_of(settings, job)
     subject = Subject.of(splits, task.split, task.num_images)
     if not len(subject):
         raise ConfigError(f"task.split={task.split} has no images: use another one.")
@@ -28,7 +27,7 @@ def encode(command: Command, processes: Processes) -> None:
         task.values,
         task.shard_mb,
         task.noise_seed,
-        checkpoint_digest=digest,
+        checkpoint_digest=trained.digest,
         dataset=settings.dataset.name,
         split=task.split,
         classes=list(splits.classes),

@@ -9,11 +9,12 @@ from secrets import token_hex
 from utils.checkpoint import output_folder
 from utils.errors import ConfigError
 from utils.evaluation.record import ScoreRecord
-from utils.files import PARTIAL, explained, file_digest, write_json
+from utils.files import PARTIAL, explained, write_json
 from utils.processes.collectives import agree
 from utils.processes.launch import Processes
 from utils.report.model_card import model_card
 from utils.runs import exported
+from utils.runs.access import check_own
 from utils.runs.folder import RESULTS
 from utils.settings.command_line import Command
 from utils.settings.identity import without_secrets
@@ -25,6 +26,8 @@ PLACES = {  # of the machine that trained, which are nobody else's
     "dataset": {"root": "data", "cache": None},
     "train": {"resume_id": None, "init_from": None, "fid_weights": None, "device": "auto"},
     "wandb": {"notes": None, "tags": []},
+    "task": {"output": None},
+    "ood": {"root": None},
 }
 
 
@@ -46,6 +49,7 @@ def export(command: Command, processes: Processes) -> None:
     trained = replace(trained, output=folder)
     scores = _own_scores(trained)
     if any(agree(scores is None)):
+        check_own(folder, "score it by task=report and task.output=…, or export a copy")
         (report_on if trained.settings.task.report else score_of)(trained)
         scores = folder / f"{trained.settings.task.split}_scores.json"
     if trained.job.is_main:
@@ -68,7 +72,7 @@ def _own_scores(trained: Trained) -> Path | None:
         return None
     if task.report and not (report_folder(trained.output, "test") / "report.html").exists():
         return None
-    current = ScoreRecord.read(path).checkpoint_digest == file_digest(trained.file)
+    current = ScoreRecord.read(path).checkpoint_digest == trained.digest
     return path if current else None
 
 

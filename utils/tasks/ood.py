@@ -9,7 +9,6 @@ from datasets.loaders import EvaluationBatches, evenly_spaced
 from datasets.splits import ImageSplits
 from utils.errors import ConfigError
 from utils.evaluation.ood import REPLICATES, OodRecord, detect, score_both
-from utils.files import file_digest
 from utils.processes.job import Job
 from utils.processes.ranks import Processes
 from utils.report.figure_tables import shown_table
@@ -57,7 +56,7 @@ def ood(command: Command, processes: Processes) -> None:
     record = OodRecord(
         name=settings.name,
         checkpoint=os.path.relpath(trained.file),
-        checkpoint_digest=file_digest(trained.file),
+        checkpoint_digest=trained.digest,
         inside=settings.dataset.name,
         outside=name,
         split=task.split,
@@ -81,7 +80,7 @@ def ood(command: Command, processes: Processes) -> None:
             job_type="ood",
             name=f"ood ({name}) of {trained.output.name}",
             config={**without_secrets(settings), "checkpoint": source},
-            models=models_of({source: trained.file}),
+            models=models_of(trained.named_file(source)),
             figures=record.tracker_values(),
             tables=[shown_table("ood", ood_table(record))],
             pictures=sorted(folder.glob("*.png")),

@@ -62,7 +62,7 @@ def score_evaluation(
         job_type=JOB_TYPES.get(task.name, task.name),
         name=f"{task.name} ({content.split}) of {trained.output.name}",
         config={**without_secrets(trained.settings), "checkpoint": source},
-        models=models_of({source: trained.file}),
+        models=models_of(trained.named_file(source)),
         figures=score.record.tracker_values(),
         tables=score_tables(
             content, score.per_image, thumbnails_of(batches, content.images_digest)

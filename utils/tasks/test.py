@@ -64,7 +64,14 @@ def score_of(trained: Trained) -> tuple[Score, EvaluationBatches]:
         job.processes, lambda: quality.prepare(settings.train, job.device, job.terminal)
     )
     found = score(
-        trained.model, settings, batches, settings.task.split, trained.file, job.terminal, measures
+        trained.model,
+        settings,
+        batches,
+        settings.task.split,
+        trained.file,
+        trained.digest,
+        job.terminal,
+        measures,
     )
     path = trained.output / f"{settings.task.split}_scores.json"
     try:

@@ -24,12 +24,14 @@ from utils.settings.threads import use_threads
 class Trained:
     """A model on the job's device; its settings, with the task's; its file; where results go.
 
-    progress: of the run that made it, as far as the file tells.
+    digest: of the file as it was read; a run under way may have replaced it since. progress: of the
+    run that made it, as far as the file tells.
     """
 
     model: LadderVAE
     settings: Settings
     file: Path
+    digest: str
     output: Path
     job: Job
     progress: dict
@@ -56,14 +58,19 @@ class Trained:
         job = Job.on(command.value("train.device"), processes)
         # Once: it may have to be fetched.
         file = main_first(processes, partial(checkpoint.locate, source, runs_dir))
-        content = checkpoint.content(file)
+        content, digest = checkpoint.content_and_digest(file)
         how = (command.overrides, job.device, command.trusted, command.replaced)
         model, settings = checkpoint.load_content(content, file, *how)
         if processes.world > 1:
-            check_same({"checkpoint": file_digest(file), **of_all_processes(settings.plain)})
+            check_same({"checkpoint": digest, **of_all_processes(settings.plain)})
         use_threads(settings, processes)
         output = results_folder(task.output, checkpoint.output_folder(source, runs_dir))
-        return cls(model, settings, file, output, job, content.get("progress") or {})
+        return cls(model, settings, file, digest, output, job, content.get("progress") or {})
+
+    def named_file(self, source: str) -> dict[str, Path]:
+        """The file by its name; nothing if it is no more what was read."""
+        current = self.file.is_file() and file_digest(self.file) == self.digest
+        return {source: self.file} if current else {}
 
     def layers(self) -> list[int]:
         """The layers that the task is about.

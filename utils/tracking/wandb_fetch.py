@@ -99,9 +99,9 @@ def fetch_run(run: str, setup: dict, cache: Path) -> FetchedRun:
     named = f"train.resume_id={run}"
     try:
         server = api()
-        if "/" not in run:
+        if run.count("/") < 2:
             entity = setup["entity"] or os.environ.get("WANDB_ENTITY") or server.default_entity
-            run = f"{entity}/{setup['project']}/{run}"
+            run = f"{entity}/{run}" if "/" in run else f"{entity}/{setup['project']}/{run}"
         logged = server.run(run)
         files = {
             "last": run_version(server, run, logged.name, "last")

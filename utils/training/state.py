@@ -98,7 +98,8 @@ class TrainingState:
             self._replay_schedule()
         elif self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run has needed none, as in bfloat16
+            self.scaler.load_state_dict(state["scaler"])
 
     def _replay_schedule(self) -> None:
         """Bring a new schedule, which has not begun, to the epoch of the run."""

@@ -39,6 +39,7 @@ from utils.training.stopping import CannotContinue, TrainingStopped
 # Per validation image and epoch: quick, and enough to tell which units are active beyond chance.
 # The final score takes as many as tell of every unit.
 POSTERIOR_SAMPLES = 2
+VALIDATION_SEED = 0  # of what validation draws: the best checkpoint is found alike in every run
 MINUTE = 60.0  # between lines about an epoch that takes longer
 
 
@@ -46,9 +47,8 @@ class Trainer:
     """Trains `model` in place.
 
     train: the settings under train. saver: None on processes that write no checkpoints.
-    draw_figures(model, epoch, step): called every train.eval_freq epochs. noise_seed: of what
-    validation draws. metrics: a user's own, of each layer, recorded every epoch beside the standard
-    ones.
+    draw_figures(model, epoch, step): called every train.eval_freq epochs. metrics: a user's own,
+    of each layer, recorded every epoch beside the standard ones.
     """
 
     def __init__(
@@ -66,12 +66,11 @@ class Trainer:
         tracker: Tracker,
         terminal: Terminal,
         signals: Signals,
-        noise_seed: int,
         metrics: Metrics = MappingProxyType({}),
     ):
         model.recompute(train.checkpoint_activations)
         self.objective, self.batches, self.validation = objective, batches, validation
-        self.settings, self.draw_figures, self.noise_seed = train, draw_figures, noise_seed
+        self.settings, self.draw_figures = train, draw_figures
         self.metrics = {**STANDARD, **metrics}
         self.tracker, self.terminal, self.signals = tracker, terminal, signals
         self.state = TrainingState(model, optimizer, scheduler, train, objective)
@@ -110,7 +109,7 @@ class Trainer:
                 while not self._finished():
                     self.train_epoch()
                     self.end_epoch()
-                self.checkpointer.check(wait=True)
+                self.checkpointer.settle()
                 if any(collectives.agree(self.signals.stop_requested)):
                     raise Interrupted(self.signals.status)
         except CannotContinue as error:
@@ -162,8 +161,10 @@ class Trainer:
                 self._save_and_leave()
 
         with self.terminal.bar("validation", len(self.validation.ids), every=MINUTE) as bar:
-            model, seed = self.state.evaluation_model, self.noise_seed
-            return posterior_collapse(model, self.validation, seed, POSTERIOR_SAMPLES, tick)
+            model = self.state.evaluation_model
+            return posterior_collapse(
+                model, self.validation, VALIDATION_SEED, POSTERIOR_SAMPLES, tick
+            )
 
     def end_epoch(self) -> None:
         """Validate, record, keep the best and the last; then the epoch counts as done."""
