@@ -339,3 +339,11 @@ def test_a_file_that_a_run_replaces_is_read_with_its_own_digest(saved, monkeypat
     monkeypatch.setattr(checkpoint, "content", replaced_meanwhile)
     content, digest = checkpoint.content_and_digest(path)
     assert len(read) == 2 and content["wandb_id"] == "newer" and digest == file_digest(path)
+
+
+@pytest.mark.parametrize("config", [None, "text", {"train": None}, {"train": [1]}])
+def test_no_run_goes_on_from_a_file_without_settings(tmp_path, config):
+    path = tmp_path / "last.pth"
+    checkpoints.save(path, config, step_state(1))
+    with pytest.raises(ValueError, match="it holds no settings"):
+        checkpoints.newest(path)

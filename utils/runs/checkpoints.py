@@ -133,6 +133,9 @@ def _check_resumable(content: dict, source: str) -> None:
     """
     if not is_own(content, source):
         raise ValueError(f"{source} is no checkpoint of this project: get a good copy.")
+    config = content.get("config")
+    if not (isinstance(config, dict) and isinstance(config.get("train", {}), dict)):
+        raise ValueError(f"{source} is damaged (it holds no settings): get a good copy.")
     for name, (kind, accepts) in CONSTANTS.items():
         value = content.get(name)
         if value is not None and not (type(value) is kind and accepts(value)):
