@@ -98,10 +98,10 @@ def how_trained(cell: CellRun) -> TrainedRun:
     """From a run's record of epochs, and the scores in its folder."""
     rows = cell.epochs
     batch = cell.report.config["dataset"]["data_module"]["batch_size"]
-    steps = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *rows], rows, strict=False)]
     seconds = [
-        batch * count / row["train/images_per_second"]
-        for count, row in zip(steps, rows, strict=True)
+        batch * (row["step"] - before["step"]) / row["train/images_per_second"]
+        for before, row in zip([{"step": 0}, *rows], rows, strict=False)
+        if "train/images_per_second" in row  # else no step of the epoch counted
     ]
     return TrainedRun(
         run=cell.folder.name,
@@ -114,7 +114,10 @@ def how_trained(cell: CellRun) -> TrainedRun:
 
 
 def all_likelihoods(cell: CellRun) -> list[NllEstimate]:
-    """Of every score of the run's checkpoint, under the same conditions; each kind once."""
+    """Of every score of the run's checkpoint, under the same conditions; each kind once.
+
+    The context is sampled as in the report, where there is one.
+    """
     found = {}
     for path in sorted(cell.folder.rglob("*.json")):
         if path.stem == RESULTS or path.stem.endswith("_scores"):
@@ -123,7 +126,11 @@ def all_likelihoods(cell: CellRun) -> list[NllEstimate]:
                 (one.checkpoint_digest, one.split, one.conditions) for one in (record, cell.report)
             ]
             if same[0] == same[1]:
-                found |= {(e.estimator, e.num_samples, e.images): e for e in record.likelihoods}
+                found |= {
+                    (e.estimator, e.num_samples, e.images): e
+                    for e in record.likelihoods
+                    if e.protocol in ("", cell.likelihood.protocol)
+                }
     return [found[key] for key in sorted(found)]
 
 

@@ -7,9 +7,16 @@ import torch
 
 from datasets.loaders import EvaluationBatches
 from tests.conftest import compose, randomised, shrunk
+from utils.errors import ConfigError
 from utils.evaluation import scoring
 from utils.evaluation.collapse import Collapse
-from utils.evaluation.metrics import STANDARD, CollapseMetric, layer_values, metric_values
+from utils.evaluation.metrics import (
+    STANDARD,
+    CollapseMetric,
+    layer_values,
+    metric_values,
+    with_standard,
+)
 from utils.evaluation.record import ScoreRecord
 from utils.report.tables import layer_table, show_score
 from utils.settings.build import build_model
@@ -109,3 +116,10 @@ def test_without_metrics_the_record_has_no_such_key(model, tmp_path):
 def test_a_metric_must_give_one_value_per_layer(model, tmp_path):
     with pytest.raises(ValueError, match=r"few returned 1 value\(s\) for 6 layers"):
         score(model, tmp_path, TooFew)
+
+
+def test_no_metric_takes_a_standard_ones_name():
+    own = {"largest": LargestKl()}
+    assert list(with_standard(own)) == [*STANDARD, "largest"]
+    with pytest.raises(ConfigError, match=r"metrics.kl has the name of a metric that every run"):
+        with_standard({"kl": LargestKl()})

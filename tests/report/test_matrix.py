@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from utils.report import matrix_tables
 from utils.report.matrix import Change, Matrix, build_matrix, half_width, holm, p_value, verdict
 from utils.report.matrix_cells import BY_KEY, MEASURES, CellRun
 from utils.report.matrix_page import main, read_matrix, write_matrix
+from utils.report.matrix_plots import _logarithmic
 from utils.terminal import Terminal
 
 IMAGES = 40
@@ -201,7 +203,12 @@ def test_a_layer_is_in_use_by_its_error_and_worth_something_by_its_nats():
 def test_measures_of_cost_and_of_what_the_loss_hides():
     cell = run("none", 0)
     assert BY_KEY["seconds"].of(cell) == pytest.approx(40 / 20)
-    assert BY_KEY["loss"].of(cell) == pytest.approx(2.0 * 64 * math.log(2) / 85.0)
+    nats = 2.0 * 64 * math.log(2)
+    assert BY_KEY["loss"].of(cell) == pytest.approx(nats / 85.0)
+    epochs = [{**cell.epochs[-1], "train/reconstruction": -nats - 10.0, "train/kl": 5.0}]
+    epochs[0]["train/loss"] = -2.0  # a density's: 5 nats more than the bound of −nats − 5
+    worse = replace(cell, epochs=[*epochs, {"step": 5, "epoch": 2}])  # a last epoch all skipped
+    assert BY_KEY["loss"].of(worse) == pytest.approx(1.0 + 5.0 / (nats + 5.0))
 
 
 def test_runs_on_other_images_are_refused():
@@ -274,3 +281,9 @@ def test_its_figures_survive_a_matrix_of_one_run(tmp_path):
     matrix = matrix_of(run("none", 0))
     assert isinstance(matrix, Matrix)
     write_matrix(matrix, tmp_path, Terminal(shown=False))
+
+
+def test_heat_maps_cut_nothing_off():
+    for values in ([0.0, 76.1], [-0.99, 12.0], [0.0, 0.0]):
+        norm = _logarithmic(np.array([[*values, np.nan]]))
+        assert norm.vmin == min(values) and norm.vmax == max(1.0, *values)

@@ -57,6 +57,8 @@ def test_it_gives_the_scores_of_the_run_elsewhere(trained, folder, tmp_path):
     assert found["likelihoods"] == first["likelihoods"] and found["bound"] == first["bound"]
     shared = json.loads((folder / "results.json").read_text())
     assert shared["bound"] == first["bound"] and (folder / "report" / "report.html").exists()
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert report["config"] == shared["config"] and report["checkpoint"] == WEIGHTS
     for path in folder.rglob("*"):  # no place of this machine is named
         assert path.is_dir() or str(trained[0]).encode() not in path.read_bytes(), path
 

@@ -58,6 +58,8 @@ def test_a_pages_table_has_numbers_where_it_shows_numbers():
     table = shown_table("shown", Table("", columns, [cells, cells]))
     assert table.columns == ["a", "95 %", "b", "95 % (3)", "c"]
     assert table.rows == [["x", "1 – 2", 1234.5, "−1.00 ± 0.50", None]] * 2
+    absent = [[number(3.0)], [Cell("", -1)], [Cell("–", -1)]]  # which sort before all numbers
+    assert shown_table("shown", Table("", [Column("kl")], absent)).rows == [[3.0], [None], [None]]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ the tracker's keys.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+from utils.errors import ConfigError
 from utils.evaluation.collapse import Collapse
 
 
@@ -55,6 +56,20 @@ class ActiveUnits(CollapseMetric):
 
 
 STANDARD: Metrics = {"kl": Kl(), "active_units": ActiveUnits()}  # logged in every epoch
+
+
+def with_standard(own: Metrics) -> Metrics:
+    """The standard metrics and a user's own.
+
+    Raises:
+        ConfigError: where one has a standard one's name.
+    """
+    taken = sorted(STANDARD.keys() & own.keys())
+    if taken:
+        raise ConfigError(
+            f"metrics.{taken[0]} has the name of a metric that every run has: use another name."
+        )
+    return {**STANDARD, **own}
 
 
 def layer_values(metrics: Metrics, collapse: Collapse) -> dict[str, list[float]]:

@@ -27,7 +27,7 @@ def images_table(content: ReportContent) -> Table:
             *(Column(name, unit="nats") for name in names),
             Column(f"under {NEGLIGIBLE_NATS:g} nats", "share of images", unit="%"),
             Column("mixed units", "whose KL is under ε for some images only"),
-            Column("least: image", "index of the image of least KL in its split"),
+            Column("least: image", "index of the image of least KL among those scored"),
             Column("most: image", "index of the image of most KL"),
         ],
         [

@@ -69,7 +69,7 @@ class RankedImages(BaseModel, frozen=True):
 
     quantiles: list[float]  # nats, at KL_QUANTILES
     negligible: float  # share of images with less than NEGLIGIBLE_NATS
-    least: list[int]  # indices of the images of least KL, in their split
+    least: list[int]  # indices of the images of least KL, among those scored
     most: list[int]  # … of most, the largest last
 
 

@@ -24,6 +24,7 @@ from utils.table import Table
 from utils.tracking.sinks import FigureTable
 
 IMAGES = 1000  # rows of a table of images, evenly spaced over the split
+ABSENT = ("", "–")  # texts of cells without a figure, which sort by some number all the same
 PIXELS = 64  # the longer side of a thumbnail at most
 AT_ONCE = 100  # images shrunk
 THUMBNAILS = "thumbnails.npz"
@@ -49,19 +50,19 @@ def shown_table(name: str, table: Table) -> FigureTable:
         title = column.name.strip()
         if title in columns:  # pages tell them apart by the columns between which they stand
             title = f"{title} ({index})"
-        numeric = all(_is_number(cell.text) for cell in cells)
-        columns[title] = [cell.value if numeric else cell.text for cell in cells]
+        numeric = all(cell.text in ABSENT or _is_number(cell.text) for cell in cells)
+        values = [None if cell.text in ABSENT else cell.value for cell in cells]
+        columns[title] = values if numeric else [cell.text for cell in cells]
     return FigureTable(
         name, list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
     )
 
 
 def _is_number(text: str) -> bool:
-    """Whether it is one, or stands for none."""
     try:
         float(text.replace("−", "-").replace(",", "").removesuffix("%").strip())
     except ValueError:
-        return text in ("", "–")
+        return False
     return True
 
 
@@ -138,9 +139,10 @@ def _layer_row(record: ScoreRecord, layer: int) -> dict:
         "active_share": bound.active_per_layer[layer],
         "collapsed": bound.collapsed[layer],
     }
-    row |= {name: figures[layer] for name, figures in record.metrics.items()}
     if isinstance(record, ReportContent):
         row |= _reported(record.layers[layer]) | _probed(record, layer)
+    for name, figures in record.metrics.items():  # a user's own
+        row[f"{name} (own)" if name in row else name] = figures[layer]
     return row
 
 

@@ -199,16 +199,23 @@ def _collapsed(cell: CellRun) -> float:
 
 
 def _loss_over_bound(cell: CellRun) -> float:
-    last = cell.epochs[-1]
+    """1 + what the loss adds to the bound over the bound's size: it may be negative."""
+    last = trained_rows(cell.epochs)[-1]
+    bound = last["train/reconstruction"] + last["train/kl"]
     nats = last["train/loss"] * cell.report.dims * math.log(2.0)
-    return nats / (last["train/reconstruction"] + last["train/kl"])
+    return 1.0 + (nats - bound) / abs(bound)
 
 
 def _seconds_per_epoch(cell: CellRun) -> float:
     first = cell.epochs[0]
     images = cell.report.config["dataset"]["data_module"]["batch_size"] * first["step"]
-    speeds = [row["train/images_per_second"] for row in cell.epochs]
+    speeds = [row["train/images_per_second"] for row in trained_rows(cell.epochs)]
     return images / first["epoch"] * fmean(1.0 / speed for speed in speeds)
+
+
+def trained_rows(epochs: Sequence[dict]) -> list[dict]:
+    """The records of the epochs in which a step counted; others have no figures of training."""
+    return [row for row in epochs if "train/images_per_second" in row]
 
 
 MEASURES: Sequence[Measure] = (

@@ -13,14 +13,14 @@ from utils.report.drawing import INK, STYLE, Drawing, verbatim
 from utils.report.matrix import Matrix
 from utils.report.matrix_cells import CellFigures, LayerFigures
 
-Panel = tuple[str, Callable[[LayerFigures], float], dict]
-LOGARITHMIC = {"norm": SymLogNorm(0.1, vmin=0.0, vmax=30.0)}
+Panel = tuple[str, Callable[[LayerFigures], float], dict | None]  # None: logarithmic
 PANELS: tuple[Panel, ...] = (
-    ("KL (nats)", lambda layer: layer.kl, LOGARITHMIC),
+    ("KL (nats)", lambda layer: layer.kl, None),
     ("active units (%)", lambda layer: layer.active, {"vmin": 0.0, "vmax": 100.0}),
-    ("lost without it (nats)", lambda layer: layer.lost, LOGARITHMIC),
+    ("lost without it (nats)", lambda layer: layer.lost, None),
 )
-TICKS = [0, 0.1, 1, 10, 30]  # of the logarithmic scales
+TICKS = [0, 0.1, 1, 10, 30]  # of the curves' logarithmic scale
+ALL_TICKS = [-100, -10, -1, -0.1, 0, 0.1, 1, 10, 100, 1000]  # of the heat maps', where they reach
 MARKERS = "osD^vP*X<>hpd"
 
 
@@ -35,10 +35,13 @@ def draw_heat_maps(matrix: Matrix) -> Drawing:
         rows = figure.subplots(len(PANELS), 1, sharex=True)
         edges = np.cumsum([len(own) for own in arms.values()])
         for axes, (name, value, scale) in zip(rows, PANELS, strict=True):
-            image = axes.imshow(_grid(cells, names, value), aspect="auto", cmap="cividis", **scale)
+            grid = _grid(cells, names, value)
+            colours = {"aspect": "auto", "cmap": "cividis"}
+            image = axes.imshow(grid, **colours, **(scale or {"norm": _logarithmic(grid)}))
             bar = figure.colorbar(image, ax=axes, label=name, pad=0.01)
-            if scale is LOGARITHMIC:
-                bar.set_ticks(TICKS, labels=[f"{tick:g}" for tick in TICKS])
+            if scale is None:
+                ticks = [tick for tick in ALL_TICKS if image.norm.vmin <= tick <= image.norm.vmax]
+                bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
                 bar.minorticks_off()
             axes.set_yticks(range(len(names)), names)
             axes.vlines(edges[:-1] - 0.5, -0.5, len(names) - 0.5, color="white", lw=2.5)
@@ -64,8 +67,13 @@ def _grid(
     grid = np.full((len(names), len(cells)), np.nan)
     for column, cell in enumerate(cells):
         first = len(names) - len(cell.layers)
-        grid[first:, column] = [max(0.0, value(layer)) for layer in cell.layers]
+        grid[first:, column] = [value(layer) for layer in cell.layers]
     return grid
+
+
+def _logarithmic(grid: np.ndarray) -> SymLogNorm:
+    """From 0 or the lowest figure, where one is negative, to the highest: nothing is cut off."""
+    return SymLogNorm(0.1, vmin=min(0.0, np.nanmin(grid)), vmax=max(1.0, np.nanmax(grid)))
 
 
 def draw_trade(matrix: Matrix) -> Drawing:

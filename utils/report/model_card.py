@@ -62,8 +62,8 @@ def _results(record: ScoreRecord) -> dict[str, Any]:
     metrics = [_metric("−ELBO (nats per image)", "nelbo", record.bound.nelbo)]
     for estimate in record.likelihoods:
         known = ESTIMATORS.get(estimate.estimator)
-        bound = "bound" if known and known.is_bound else "no bound"
-        how = f"{estimate.estimator}, K = {estimate.num_samples}, {bound}"
+        bound = known and (", bound" if known.is_bound else ", no bound")
+        how = f"{estimate.estimator}, K = {estimate.num_samples}{bound or ''}"
         bits = bits_per_dim(estimate.nll, record.dims)
         metrics.append(_metric(f"−log p(x) (nats per image; {how})", "nll", estimate.nll))
         metrics.append(_metric(f"bits per dimension ({how})", "bpd", bits))

@@ -17,9 +17,10 @@ def probes_section(content: ReportContent) -> Section:
         paragraphs=[
             f"Of {probes.images:,} images, of {probes.classes} classes, how many simple "
             "classifiers tell right by the posterior means of the layers, each given the means "
-            f"above it: a linear one, and a majority of the {NEIGHBOURS} nearest neighbours; by "
-            f"{FOLDS}-fold cross-validation, with 95 % intervals over images. The untrained model "
-            "has the same architecture; its DCT context, which is not learned, is the same."
+            "above it (draws, of a model that gives no means): a linear one, and a majority of the "
+            f"{NEIGHBOURS} nearest neighbours; by {FOLDS}-fold cross-validation, with 95 % "
+            "intervals over images. The untrained model has the same architecture; its DCT "
+            "context, which is not learned, is the same."
         ],
         points=passive_layers(content),
         tables=[probe_table(probes, [layer.name for layer in content.layers])],

@@ -12,6 +12,8 @@ from utils.evaluation.record import ScoreRecord
 from utils.files import PARTIAL, explained, write_json
 from utils.processes.collectives import agree
 from utils.processes.launch import Processes
+from utils.report.content import ReportContent
+from utils.report.figure_tables import report_of
 from utils.report.model_card import model_card
 from utils.runs import exported
 from utils.runs.access import check_own
@@ -70,10 +72,11 @@ def _own_scores(trained: Trained) -> Path | None:
     task, path = trained.settings.task, trained.output / f"{RESULTS}.json"
     if task.split != "test" or not (path.exists() and path.with_suffix(".npz").exists()):
         return None
-    if task.report and not (report_folder(trained.output, "test") / "report.html").exists():
+    record = ScoreRecord.read(path)
+    report = report_folder(trained.output, "test") / "report.json"
+    if task.report and not isinstance(report_of(record, report), ReportContent):
         return None
-    current = ScoreRecord.read(path).checkpoint_digest == trained.digest
-    return path if current else None
+    return path if record.checkpoint_digest == trained.digest else None
 
 
 def _write(trained: Trained, scores: Path, folder: Path) -> None:
@@ -82,16 +85,23 @@ def _write(trained: Trained, scores: Path, folder: Path) -> None:
     with explained(folder):
         folder.mkdir(parents=True)
         exported.write_model(folder, trained.model.state_dict(), settings, trained.progress)
-        public = record.model_copy(update={"config": settings, "checkpoint": exported.WEIGHTS})
+        public = _public(record, settings)
         write_json(folder / exported.RESULTS, public.to_json())
         shutil.copy(scores.with_suffix(".npz"), folder / f"{RESULTS}.npz")
         report = report_folder(scores.parent, record.split)
         has_report = trained.settings.task.report and report.is_dir()
         if has_report:
             shutil.copytree(report, folder / "report")
+            content = ReportContent.read(report / "report.json")
+            write_json(folder / "report" / "report.json", _public(content, settings).to_json())
         license = trained.settings.task.license
         card = model_card(public, trained.progress.get("epoch"), license, has_report)
         (folder / exported.CARD).write_text(card, encoding="utf-8")
+
+
+def _public(record: ScoreRecord, settings: dict) -> ScoreRecord:
+    """A record without what belongs to the machine that made it."""
+    return record.model_copy(update={"config": settings, "checkpoint": exported.WEIGHTS})
 
 
 def public_settings(settings: Settings) -> dict:

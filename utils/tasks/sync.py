@@ -1,12 +1,14 @@
 """task=sync: what the folders of runs hold, brought to W&B."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from utils.errors import ConfigError
 from utils.evaluation.record import ScoreRecord
 from utils.processes.launch import Processes
-from utils.report.figure_tables import tables_in
+from utils.report.content import ReportContent
+from utils.report.figure_tables import report_of, tables_in
 from utils.runs import checkpoints
 from utils.runs.access import check_own, locked, log_to_file
 from utils.runs.folder import RESULTS
@@ -37,13 +39,22 @@ def sync(command: Command, processes: Processes) -> None:
         raise ConfigError(
             f"run={pattern} names no run: task=sync needs run=… (its folder, or a pattern)."
         )
+    failed = []
     for source in found:
         folder = Path(source).expanduser()
         waiting = waiting_in(folder)
+        steps = [partial(_sync_evaluation, one, command, processes, terminal) for one in waiting]
         if not waiting or (folder / "config.yaml").exists():
-            _sync_run(source, command, processes, terminal)
-        for one in waiting:
-            _sync_evaluation(one, command, processes, terminal)
+            steps.insert(0, partial(_sync_run, source, command, processes, terminal))
+        for step in steps:
+            try:
+                step()
+            except ValueError as error:  # the others go on
+                failed.append(error)
+    for error in failed[:-1]:
+        terminal.line(f"Error: {error}")
+    if failed:
+        raise failed[-1]
 
 
 def _sync_run(source: str, command: Command, processes: Processes, terminal: Terminal) -> None:
@@ -126,10 +137,11 @@ def _send(sink: WandbSink, folder: Path, rows: list[dict]) -> None:
     results, now = folder / f"{RESULTS}.json", (rows[-1]["epoch"], rows[-1]["step"])
     if results.exists():
         sink.trained(rows[-1]["step"])
-        sink.summary(ScoreRecord.read(results).tracker_values())
+        record = ScoreRecord.read(results)
+        sink.summary(record.tracker_values())
         sink.pictures(sorted((folder / "figures").glob("*.png")), *now)
         page = folder / "report" / "report.html"
-        if page.exists():
+        if isinstance(report_of(record, page.with_name("report.json")), ReportContent):
             sink.pictures(sorted(page.parent.glob("*.png")), *now)
             sink.page(page, *now)
         sink.tables(lambda: tables_in(folder), *now)

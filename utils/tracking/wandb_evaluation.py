@@ -114,7 +114,7 @@ def upload(folder: Path, setup: Mapping[str, Any]) -> str:
         raise ConfigError(f"{folder / STATE} is damaged: remove its folder.") from error
     entity = setup.get("entity") or waiting.entity
     project = setup.get("project") or waiting.project
-    for path in sorted((folder / "wandb").glob("offline-run-*")):
+    for path in sorted((folder / "wandb").glob("*run-*")):  # an online one that was cut off too
         sync_record(path, entity, project)
     return _conclude(folder, waiting, f"{entity or api().default_entity}/{project}/{waiting.id}")
 
