@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from datasets.fingerprint import fingerprint
 from utils import checkpoint
-from utils.evaluation.quality import prepare
+from utils.evaluation.quality import prepare_alike
 from utils.evaluation.scoring import parameter_counts
 from utils.processes.collectives import check_same, main_first
 from utils.processes.job import Job
@@ -56,7 +56,7 @@ def train(command: Command, processes: Processes) -> None:
         show_finished(job.terminal, folder.results, build_own(settings, "metrics"))
         return
     check_memory(settings, job.device, processes.world)
-    quality = main_first(processes, lambda: prepare(settings.train, job.device, job.terminal))
+    quality = prepare_alike(settings.train, job)
     splits = splits_of(settings, job)
     images = fingerprint(splits.train)
     torch.manual_seed(settings.train.seed)

@@ -10,6 +10,7 @@ import utils.processes.openmp  # noqa: F401  before anything that loads OpenMP
 
 # isort: split
 import argparse
+import gc
 import json
 import math
 import os
@@ -233,6 +234,7 @@ def footprint(here: Machine, override: str) -> tuple[float, float]:
     """(images/s, GB) of CIFAR-10's step in bf16; on a CPU the GB are the process's so far."""
     subject = here.subject("cifar_dct_ladder", 384, "train.use_amp=true", override, steps=3)
     if not here.small:
+        gc.collect()  # the trainer before, with what its graph holds
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:

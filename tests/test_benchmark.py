@@ -3,7 +3,7 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import convolutions
+from benchmarks import convolutions, step
 from benchmarks.measure import Subject
 from model.noise import Noise
 from tests.conftest import shrunk
@@ -42,3 +42,11 @@ def test_a_convolution_is_timed_forward_and_backward(monkeypatch):
     calls = []
     wide.seconds()
     assert calls.count("forward") - 1 == calls.count("backward") > 0
+
+
+def test_the_benchmarks_trainer_trains(tmp_path):
+    overrides = ["experiment=digits_dct_ladder", *shrunk("digits_dct_ladder")]
+    subject = Subject.create(overrides, torch.device("cpu"), 2)
+    trainer = step.make_trainer(subject, tmp_path)
+    step.train_epoch(trainer)
+    assert trainer.progress.step == 2

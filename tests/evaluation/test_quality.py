@@ -6,12 +6,15 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from datasets.loaders import EvaluationBatches
 from tests.conftest import compose, randomised, shrunk
 from utils import terminal as terminal_module
 from utils.evaluation import quality, scoring
 from utils.evaluation.quality import prepare
+from utils.processes.job import Job
+from utils.processes.launch import Processes
 from utils.settings.build import build_model
 from utils.settings.schema.train import Train
 
@@ -113,7 +116,7 @@ def test_trouble_in_the_metrics_leaves_the_scores(tmp_path):
     terminal, checkpoint = Terminal(), tmp_path / "best.pth"
     checkpoint.write_bytes(b"weights")
     settings = compose("digits_ladder", *shrunk("digits_ladder"), "task.estimators=[]")
-    found = scoring.score(small(), settings, BATCHES, "test", checkpoint, terminal, Broken())
+    found = scoring.score(small(), settings, BATCHES, "test", checkpoint, "", terminal, Broken())
     assert found.record.quality is None and found.record.bound.images == 30
     assert "Without FID and reconstruction error: out of memory" in terminal.lines
 
@@ -158,3 +161,30 @@ class NoEmptyBatches:
 
     def update(self, images, real: bool) -> None:
         raise RuntimeError("an empty batch")
+
+
+@pytest.mark.parametrize(
+    ("others", "kept", "said"),
+    [
+        ((True, True), None, "Without FID and reconstruction error: another process"),
+        ((False, True), "errors", "Without FID: another process"),
+        ((False, False), "all", None),
+    ],
+)
+def test_what_one_process_lacks_all_do_without(monkeypatch, others, kept, said):
+    """Else those that have it would wait for it in its sums."""
+    found, terminal = quality.QualityMetrics(nn.Identity(), "1234", None, None), Lines()
+    monkeypatch.setattr(quality, "prepare", lambda *_: found)
+    monkeypatch.setattr(
+        quality, "agree", lambda *flags: [a or b for a, b in zip(flags, others, strict=True)]
+    )
+    together = quality.prepare_alike(asked(), Job(Processes(), CPU, terminal))
+    assert (
+        together
+        == {
+            None: None,
+            "errors": dataclasses.replace(found, fid=None, weights=None),
+            "all": found,
+        }[kept]
+    )
+    assert terminal.lines == [] if said is None else terminal.lines[0].startswith(said)

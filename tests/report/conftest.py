@@ -62,7 +62,7 @@ def written(request, tmp_path_factory):
         checkpoint.write_bytes(b"weights")
         batches = EvaluationBatches(IMAGES, 16, 30, labels=LABELS)
         job = Job(Processes(), torch.device("cpu"), Terminal(False))
-        score = scoring.score(model, settings, batches, "test", checkpoint, job.terminal)
+        score = scoring.score(model, settings, batches, "test", checkpoint, "digest", job.terminal)
         paths = write_report(model, score, settings, batches, folder, job)
         assert sorted(paths) == sorted(folder.glob("*.png"))
 

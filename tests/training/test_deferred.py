@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten
 from tests.training.trainers import make_trainer, rows
 from utils.runs.background import snapshot
 from utils.runs.signals import Interrupted
+from utils.training import deferred
 from utils.training.static import StaticSteps
 from utils.training.stopping import TrainingStopped
 
@@ -136,14 +137,20 @@ def test_a_deferred_step_that_stops_the_run_says_the_same(tmp_path, kind):
 
 
 @both
-def test_a_stop_is_heard_at_the_next_reading(tmp_path, kind):
-    _, trainer = make_pair(tmp_path, kind=kind)
+@pytest.mark.parametrize(("several", "heard"), [(False, 1), (True, 4)])
+def test_a_stop_is_heard_however_seldom_losses_are_read(
+    tmp_path, monkeypatch, kind, several, heard
+):
+    """By one process after its step; by several where all look, for they must agree."""
+    _, trainer = make_pair(tmp_path, kind=kind, log_every=500)
+    monkeypatch.setattr(deferred, "AGREED_EVERY", 4)
     trainer.signals.stop_requested = True
-    with pytest.raises(Interrupted):
+    with monkeypatch.context() as joined, pytest.raises(Interrupted):
+        joined.setattr(deferred.collectives, "several", lambda: several)
         trainer.fit()
-    assert trainer.progress.step == 4
+    assert trainer.progress.step == heard
     saved = torch.load(tmp_path / kind / "last.pth", weights_only=True)
-    assert saved["progress"]["step"] == 4 and saved["progress"]["sums"][0] == 4
+    assert saved["progress"]["step"] == heard and saved["progress"]["sums"][0] == heard
 
 
 @pytest.mark.gpu

@@ -13,6 +13,7 @@ from tests.training.test_deferred import assert_same, make_pair
 from tests.training.trainers import make_trainer, weights
 from utils.processes import graphs
 from utils.settings.identity import run_name
+from utils.training import static
 from utils.training.static import StaticSteps, why_not
 
 FEW = "model.latent_scales=[1,1]"
@@ -156,6 +157,42 @@ def test_what_cannot_be_static_is_told(tmp_path, monkeypatch, override, optimize
     trainer = make_trainer(tmp_path, "train.capture=true", FEW, override, optimizer=optimizer)
     assert trainer.deferred is None
     assert any("not captured" in line and reason in line for line in lines)
+
+
+def test_gradients_that_python_looks_at_keep_a_step_from_being_recorded(tmp_path):
+    """As wandb.watch=true does: a replay calls no Python."""
+    trainer = make_trainer(tmp_path, "train.capture=true", FEW)
+    assert why_not(trainer.step, trainer.batches) is None
+    next(trainer.model.parameters()).register_hook(lambda gradient: None)
+    assert "looked at in Python" in why_not(trainer.step, trainer.batches)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_error_while_warming_up(tmp_path, monkeypatch, several):
+    """Several processes must not wait for one that has left the sums of a warm-up."""
+    trainer = make_trainer(tmp_path, "train.capture=true", FEW)
+    steps = trainer.deferred
+    steps.line = [].append
+    monkeypatch.setattr(graphs, "capture", fake_graph.capture)
+    monkeypatch.setattr(static.collectives, "several", lambda: several)
+
+    def out_of_memory():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(steps, "_warm_up", out_of_memory)
+    if several:
+        with pytest.raises(torch.OutOfMemoryError):
+            steps.captured()
+    else:
+        assert steps.captured() == steps.static_step
+
+
+def test_a_graph_does_not_outlive_the_training(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, "train.capture=true", "train.max_epochs=1", FEW)
+    recorded(trainer, monkeypatch)
+    assert trainer.deferred.run is not None
+    trainer.fit()
+    assert trainer.deferred.run is None
 
 
 def test_a_step_that_breaks_off_while_recorded_leaves_nothing(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ network; they are looked up before a run starts, so that a long run does not fai
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ from datasets.loaders import EvaluationBatches
 from model import LadderVAE
 from model.noise import Noise, NoisePurpose
 from utils.files import file_digest
+from utils.processes.collectives import agree, main_first
+from utils.processes.job import Job
 from utils.runs.checkpoints import read
 from utils.settings.schema.train import Train
 from utils.terminal import Terminal
@@ -87,6 +89,22 @@ class QualityMetrics:
             fid_samples=count,
             fid_weights=self.weights,
         )
+
+
+def prepare_alike(train: Train, job: Job) -> QualityMetrics | None:
+    """`prepare` on the main process first; what one process lacks, all do without.
+
+    The metrics add up over the processes, so that one alone would wait for the others.
+    """
+    found = main_first(job.processes, lambda: prepare(train, job.device, job.terminal))
+    without, without_fid = agree(found is None, found is None or found.fid is None)
+    if without and found is not None:
+        job.terminal.line("Without FID and reconstruction error: another process has not got them.")
+        return None
+    if without_fid and found is not None and found.fid is not None:
+        job.terminal.line("Without FID: another process has not got its weights.")
+        return replace(found, fid=None, weights=None)
+    return found
 
 
 def prepare(train: Train, device: torch.device, terminal: Terminal) -> QualityMetrics | None:

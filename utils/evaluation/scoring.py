@@ -22,6 +22,7 @@ from utils.evaluation.compared_runs import Run
 from utils.evaluation.metrics import Metrics, layer_values
 from utils.evaluation.quality import ImageQuality, QualityMetrics
 from utils.evaluation.record import ScoreRecord, conditions
+from utils.processes import collectives
 from utils.settings.build import build_own
 from utils.settings.identity import without_secrets
 from utils.settings.schema import Settings
@@ -168,13 +169,18 @@ def _measure_quality(
     split: str,
     terminal: Terminal,
 ) -> ImageQuality | None:
-    """FID and the error of reconstructions; a failure is reported and costs no other figure."""
+    """FID and the error of reconstructions; a failure is reported and costs no other figure.
+
+    Of several processes it ends the run: the others wait in the metrics' sums.
+    """
     if quality is None:
         return None
     try:
         with terminal.bar(f"{split}: FID, reconstructions", len(batches.ids)) as bar:
             return quality.measure(model, batches, seed, bar.count)
     except Exception as error:
+        if collectives.several():
+            raise
         log.exception("FID and reconstruction error")
         terminal.line(f"Without FID and reconstruction error: {one_line(error)}")
         return None

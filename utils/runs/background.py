@@ -94,9 +94,7 @@ class Saver:
             for name in names:
                 self._waiting.pop(name, None)
                 self._waiting[name] = state
-            if self._thread is None:
-                self._thread = Thread(target=self._work, name="checkpoints")
-                self._thread.start()
+            self._begin()
 
     def check(self) -> None:
         """Raise SaveFailed if a write has failed since the last call."""
@@ -106,8 +104,14 @@ class Saver:
             raise error
 
     def retry(self) -> None:
-        """Begin to write what could not be written."""
-        self.put([], {})
+        """Begin to write what could not be written, if there is any."""
+        with self._lock:
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="checkpoints")
+            self._thread.start()
 
     def finish(self) -> None:
         """Wait until the queue is written, and `check`."""

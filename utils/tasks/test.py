@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from datasets.loaders import EvaluationBatches
-from utils.evaluation import quality
+from utils.evaluation.quality import prepare_alike
 from utils.evaluation.scoring import Score, score
 from utils.files import write_scores
-from utils.processes.collectives import main_first
 from utils.processes.launch import Processes
 from utils.report.tables import show_score
 from utils.settings.command_line import Command
@@ -60,9 +59,7 @@ def score_of(trained: Trained) -> tuple[Score, EvaluationBatches]:
     """Scored, shown and written down."""
     settings, job = trained.settings, trained.job
     batches = trained.batches()
-    measures = main_first(
-        job.processes, lambda: quality.prepare(settings.train, job.device, job.terminal)
-    )
+    measures = prepare_alike(settings.train, job)
     found = score(
         trained.model,
         settings,

@@ -17,6 +17,8 @@ from utils.training.checkpointer import Checkpointer
 from utils.training.state import TrainingState
 from utils.training.step import Requests, TrainingStep
 
+AGREED_EVERY = 10  # steps at the most, between which several processes hear no request to stop
+
 
 def obstacle(state: TrainingState) -> str | None:
     """Why the host must read each step's losses before the next, if it must.
@@ -35,8 +37,8 @@ def obstacle(state: TrainingState) -> str | None:
 class DeferredSteps:
     """As `TrainingStep`, with the losses of pending steps kept on the device.
 
-    They are read every train.log_every steps, at the end of an epoch, and where checkpoints go by
-    the number of steps before each.
+    They are read every train.log_every steps, at the end of an epoch, where checkpoints go by the
+    number of steps before each, and when the run is to stop or to be saved.
     """
 
     def __init__(self, step: TrainingStep, checkpointer: Checkpointer, batches: TrainBatches):
@@ -63,6 +65,9 @@ class DeferredSteps:
             return Requests()
         self.flush_pending(beta)
         return Requests(*collectives.agree(*self.step.requests(progress.step)))
+
+    def release(self) -> None:
+        """Let go what only further steps need."""
 
     def flush_pending(self, beta: float) -> None:
         """Read the pending steps: record the accepted ones, and do the others again."""
@@ -127,9 +132,12 @@ class DeferredSteps:
             tensor.copy_(torch.where(accepted, tensor, old))
 
     def _flush_due(self) -> bool:
-        progress = self.state.progress
+        """At the same steps on all processes; one alone reads whenever something is asked of it."""
+        progress, every = self.state.progress, self.step.settings.log_every
+        several = collectives.several()
         return (
-            progress.step % self.step.settings.log_every == 0
+            progress.step % (min(every, AGREED_EVERY) if several else every) == 0
             or progress.batch >= len(self.batches)
             or self.checkpointer.due_by_count(progress.step)
+            or (not several and any(self.step.requests(progress.step)))
         )

@@ -31,6 +31,8 @@ def why_not(step: TrainingStep, batches: TrainBatches) -> str | None:
         return reason
     if not all("capturable" in group for group in step.state.optimizer.param_groups):
         return f"{type(step.state.optimizer).__name__} reads its learning rate from Python"
+    if any(parameter._backward_hooks for parameter in step.model.parameters()):
+        return "gradients are looked at in Python, as by wandb.watch=true"
     if step.settings.capture is True:
         return None
     if collectives.several():
@@ -107,16 +109,27 @@ class StaticSteps(DeferredSteps):
         ids = self.order[batch]
         self.step(self.batches.divided(self.batches.images[ids], ids, self.flipped), self.beta)
 
+    def release(self) -> None:
+        """Let the graph go, with the memory that only it can use."""
+        self.run = None
+
     def captured(self) -> Callable[[], None]:
         """A replay of the static step's graph; the step itself where capturing it fails.
 
         Steps that are not accepted warm up: they leave everything but the counters as it was.
         """
         self.all_accepted.fill_(False)
-        replay, error = self.static_step, None
+        replay, error, warm = self.static_step, None, []
+
+        def warm_up() -> None:
+            self._warm_up()
+            warm.append(True)
+
         try:
-            replay = graphs.capture(self.static_step, self._warm_up, self.device)
+            replay = graphs.capture(self.static_step, warm_up, self.device)
         except RuntimeError as failure:
+            if collectives.several() and not warm:  # the others wait in its sums
+                raise
             error = one_line(failure)
         self.row.zero_()
         self.all_accepted.fill_(True)

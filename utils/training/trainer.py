@@ -120,6 +120,8 @@ class Trainer:
         finally:
             with self.signals.between_steps():  # a first signal doesn't interrupt the waiting
                 self.checkpointer.close()
+            if self.deferred:
+                self.deferred.release()
 
     def train_epoch(self) -> None:
         """The steps of this epoch that are still to do."""
