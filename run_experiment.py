@@ -53,7 +53,8 @@ def train(command: Command, processes: Processes) -> None:
     scored = folder.results.exists()
     start_over = scored and settings.task.force
     if scored and not start_over and not folder.cut_short:
-        show_finished(job.terminal, folder.results, build_own(settings, "metrics"))
+        own, root = build_own(settings, "metrics"), settings.plain["dataset"].get("root")
+        show_finished(job.terminal, folder.results, own, root)
         return
     check_memory(settings, job.device, processes.world)
     quality = prepare_alike(settings.train, job)

@@ -22,7 +22,8 @@ from datasets.io.source import ImageSource
 from datasets.splits import SPLITS, Images
 
 ARRAYS = (".npy", ".npz")
-FileStatus = tuple[int, int]  # size in bytes, time of the last change in ns
+FileStatus = tuple[int, int, int]  # size in bytes, time of the last change in ns, mode
+MOST_CLASSES = 100_000
 Arrays = tuple[dict[str, Images], dict[str, np.ndarray]]  # images and class numbers by part
 
 
@@ -106,7 +107,7 @@ def _files(root: Path, skipped: Counter) -> Iterator[tuple[Path, FileStatus]]:
                 skipped[f"a link: {error.strerror}"] += 1
                 continue
             if stat.S_ISREG(status.st_mode):
-                yield path, (status.st_size, status.st_mtime_ns)
+                yield path, (status.st_size, status.st_mtime_ns, status.st_mode)
             else:  # reading a pipe would block forever
                 skipped["not a regular file"] += 1
 
@@ -128,6 +129,10 @@ def _from_arrays(path: Path, decoder: Decoder) -> ImageSource:
         raise ValueError("another number of labels than of images")
     if any(numbers.min() < 0 for numbers in labels.values()):
         raise ValueError("labels under 0: number classes from 0, or save no labels")
+    if any(numbers.max() >= MOST_CLASSES for numbers in labels.values()):
+        raise ValueError(
+            f"labels of {MOST_CLASSES:,} and more: number classes from 0, without gaps"
+        )
     status = path.stat()
 
     def read(part: str, index: int) -> np.ndarray:

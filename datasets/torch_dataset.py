@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
+from datasets.io.decode import opaque
 from datasets.io.source import ImageSource
 
 SAMPLED = 1_000  # items whose pixels decide whether a data set has changed
@@ -67,6 +69,9 @@ def image_of(item: object, max_value: int, where: str) -> np.ndarray:
         ValueError: if the item is no image, or has levels out of range.
     """
     image = item[0] if isinstance(item, (tuple, list)) else item
+    if isinstance(image, Image.Image) and image.mode not in ("L", "RGB"):  # else indices, for one
+        grey = image.mode in ("1", "LA") or image.mode.startswith("I")
+        image = opaque(image).convert("L" if grey else "RGB")
     image = image.numpy(force=True) if isinstance(image, torch.Tensor) else np.asarray(image)
     described = f"{image.dtype} {image.shape}"
     if image.ndim == 2:

@@ -30,6 +30,12 @@ def printable(text: str, kept: str = "") -> str:
     return "".join(shown)
 
 
+def shown(value: object) -> str:
+    """A plain value out of a file, for messages; of a container its type, for it may be endless."""
+    plain = value is None or isinstance(value, (str, bytes, bool, int, float))
+    return f"{value!r:.60}" if plain else f"a {type(value).__name__}"
+
+
 def one_line(error: Exception) -> str:
     """An error's message in one line of at most 200 characters, to be quoted within a sentence."""
     return printable(" ".join(str(error).split()))[:200] or type(error).__name__

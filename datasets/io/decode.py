@@ -36,6 +36,7 @@ class Decoder:
 
         Raises:
             Unusable: if it holds no image that can be read.
+            ValueError: if the disk or its network fails, which may pass: no image is left out.
         """
         try:
             with Image.open(file, formats=FORMATS) as image:
@@ -48,7 +49,14 @@ class Decoder:
             raise Unusable("no image, whatever the name says") from None
         except PermissionError:
             raise Unusable("no permission to read") from None
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged file can make a decoder raise anything
+            gone = isinstance(error, FileNotFoundError)
+            if isinstance(error, OSError) and error.errno and not gone:  # of the disk or network
+                raise ValueError(
+                    f"An image could not be read ({error}): repeat the command when it can be."
+                ) from error
             raise Unusable(f"damaged: {' '.join(str(error).split())[:80]}") from error
 
     def fit(self, image: Image.Image) -> np.ndarray:
@@ -56,9 +64,7 @@ class Decoder:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise Unusable(TOO_LARGE)
-        image = _opaque(ImageOps.exif_transpose(image)).convert(
-            "L" if self.channels == 1 else "RGB"
-        )
+        image = opaque(ImageOps.exif_transpose(image)).convert("L" if self.channels == 1 else "RGB")
         if self.crop:
             image = image.crop(self.crop)
         if image.size != (self.size, self.size):
@@ -72,7 +78,7 @@ class Decoder:
         return array[None] if self.channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def opaque(image: Image.Image) -> Image.Image:
     """The image with 8 bits per channel and without transparency."""
     if image.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
         levels = np.asarray(image)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from filelock import FileLock
+
 Content = TypeVar("Content")
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without data from a server
@@ -55,8 +57,21 @@ def fetch(
             f"{name} is not in {folder} and dataset.download=false: set dataset.root to a folder "
             f"that holds it, or put {_listed(files)} into {folder}."
         )
+    _make_writable(folder, folder)
+    with FileLock(folder / f".{name}.lock"):  # another command may be fetching it
+        if not present():
+            _fetch(name, folder, files, unpack, get or download_url)
+
+
+def _fetch(
+    name: str,
+    folder: Path,
+    files: Sequence[Remote],
+    unpack: Callable[[], object],
+    get: Callable[[str, Path], object],
+) -> None:
     for file in files:
-        obtain(name, folder, file, get or download_url)
+        obtain(name, folder, file, get)
     try:
         unpack()
     except (OSError, RuntimeError, tarfile.TarError) as error:

@@ -35,7 +35,9 @@ def results_table(results: Results) -> list[list[str]]:
 def model_row(results: Results, arm: ArmSummary, shown: Sequence[Kind]) -> list[str]:
     """The cells of one model."""
     runs = trained(results, arm)
-    same = all(key.startswith("train.") for key in arm.settings.keys() - {"experiment"})
+    same = all(
+        key.startswith(("train.", "model.is_k")) for key in arm.settings.keys() - {"experiment"}
+    )
     likelihood, active = PAPER.get(arm.settings["experiment"] if same else "", (None, None))
     best = ", ".join(str(run.best_epoch) for run in runs)
     row = [f"`{arm.label}`", ", ".join(map(str, arm.seeds)), f"{runs[0].epochs} ({best})"]

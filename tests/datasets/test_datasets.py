@@ -410,7 +410,8 @@ def test_an_archive_cannot_climb_out_of_the_data_folder(tmp_path, monkeypatch, s
     monkeypatch.setattr(cifar10.CIFAR10, "url", server.url + archive.name)
     with pytest.raises(ValueError, match=f"{archive.name} has MD5 .*, expected c58f30108f718f"):
         cifar10.load(str(tmp_path / "data" / "deep"))
-    assert not list((tmp_path / "data" / "deep").iterdir())
+    left = [path.name for path in (tmp_path / "data" / "deep").iterdir()]
+    assert left == [".CIFAR-10.lock"]
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
     monkeypatch.setattr(cifar10.CIFAR10, "tgz_md5", md5)
     with pytest.raises(ValueError, match=r"could not be unpacked.*outside"):
@@ -456,3 +457,13 @@ def test_real_omniglot_is_upright_pixel_for_pixel(shared_data):
     rows = splits.test[21, 0].float().mean(1)  # a U: its bottom is a line, its top two points
     inked = rows[rows > 0]
     assert inked[-3:].max() > 2 * inked[:3].max()
+
+
+def test_what_another_command_has_fetched_meanwhile_is_not_fetched(tmp_path):
+    answers = iter([False, True])  # before the lock, and once it is held
+
+    def never(*_):
+        raise AssertionError("fetched")
+
+    remote = [download.Remote("a", ("u",))]
+    download.fetch("x", str(tmp_path), True, lambda: next(answers), remote, get=never)

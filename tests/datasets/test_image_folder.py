@@ -316,6 +316,9 @@ def test_arrays_that_are_not_images(tmp_path):
     np.savez(archive, images=noise(4, 8, 8), labels=np.array([0, -1, 2, 1]))
     with pytest.raises(ValueError, match="labels under 0"):
         load(archive)
+    np.savez(archive, images=noise(4, 8, 8), labels=np.array([0, 2**40, 2, 1]))
+    with pytest.raises(ValueError, match="labels of 100,000 and more"):
+        load(archive)
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(ValueError, match="holds no images"):
         load(archive)

@@ -141,3 +141,11 @@ def test_a_set_that_changes_is_stored_anew(tmp_path):
 
     assert as_set(load(images)) == as_set(images)
     assert as_set(load(images + 1)) == as_set(images + 1)
+
+
+def test_palettes_and_other_modes_are_colours_not_indices():
+    white = Image.new("RGB", (2, 2), "white")
+    white.putpixel((0, 0), (10, 10, 10))
+    for mode, shape in (("P", (3, 2, 2)), ("1", (1, 2, 2)), ("CMYK", (3, 2, 2))):
+        found = image_of(white.convert(mode), 255, "item")
+        assert found.shape == shape and found[0, 1, 1] == 255 and found[0, 0, 0] <= 10

@@ -284,8 +284,8 @@ def test_what_nothing_would_feel_is_refused(overrides, complaint):
     ("overrides", "complaint"),
     [
         (["model.warmup=30"], "model.warmup=30 changes nothing where"),
-        (["model.beta_start=0"], r"model.beta_start=0.0 is never used"),
-        (["model.beta_end=2"], r"model.beta_start=1.0 is never used"),
+        (["model.beta_start=0"], r"model.beta_start=0.0 and model.beta_end=1.0 differ, and"),
+        (["model.beta_end=2"], r"model.beta_start=1.0 and model.beta_end=2.0 differ, and"),
         (["model.beta_start=0", "model.warmup=60"], "leaves none of train.max_epochs=60 at"),
     ],
 )
@@ -294,6 +294,7 @@ def test_a_warm_up_that_training_would_not_feel_is_refused(overrides, complaint)
     with pytest.raises(ConfigError, match=complaint):
         check_warm_up(settings)
     check_warm_up(compose("digits_ladder", "model.beta_start=0", "model.warmup=59"))
+    check_warm_up(compose("digits_ladder", "model.beta_start=4", "model.beta_end=4"))
 
 
 def test_where_every_kl_is_an_estimate_nothing_is_balanced():

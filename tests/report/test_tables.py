@@ -86,12 +86,14 @@ def test_a_scores_tables_have_a_cell_per_column():
 
 def test_a_finished_run_without_its_checkpoints_says_so(tmp_path, capsys):
     path = write_json(tmp_path / "results.json", FULL)
-    show_finished(Terminal(), path, {})
-    assert "Its best checkpoint is gone" in capsys.readouterr().out
+    show_finished(Terminal(), path, {}, None)
+    output = capsys.readouterr().out
+    assert "Its best checkpoint is gone" in output and "trained on the images" not in output
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.pth").touch()
-    show_finished(Terminal(), path, {})
+    show_finished(Terminal(), path, {}, "/elsewhere")
     output = capsys.readouterr().out
+    assert "if those in /elsewhere are others, give them another name=…" in output
     assert "is gone" not in output and f"task=report checkpoint={tmp_path} makes one" in output
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import asdict
 
 import pytest
@@ -346,4 +347,29 @@ def test_no_run_goes_on_from_a_file_without_settings(tmp_path, config):
     path = tmp_path / "last.pth"
     checkpoints.save(path, config, step_state(1))
     with pytest.raises(ValueError, match="it holds no settings"):
+        checkpoints.newest(path)
+
+
+def test_a_pickle_that_grows_by_its_own_calls_is_refused_before_they_are_made(tmp_path):
+    """Each call of hex_codec doubles its bytes: thirty would make a hundred gigabytes."""
+    path = tmp_path / "growing.pth"
+    calls = b"c_codecs\nencode\nq\x00(X\x01\x00\x00\x00aX\x06\x00\x00\x00latin1tRq\x01"
+    calls += 30 * b"0h\x00(h\x01X\x09\x00\x00\x00hex_codectRq\x01"
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, b"\x80\x02" + calls + b"." if "data.pkl" in name else data)
+    with pytest.raises(ValueError, match="holds more than tensors and plain containers"):
+        checkpoints.read(path)
+
+
+def test_an_endless_value_is_told_by_its_type(tmp_path):
+    value = []
+    for _ in range(60):
+        value = [value, value]
+    path = tmp_path / "endless.pth"
+    torch.save({"format": checkpoints.FORMAT, "schema": value}, path)
+    with pytest.raises(ValueError, match="its schema is a list"):
         checkpoints.newest(path)

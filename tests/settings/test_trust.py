@@ -11,6 +11,8 @@ import yaml
 from tests.commands import call_each
 from tests.conftest import compose
 from utils.checkpoint import load_model
+from utils.errors import ConfigError
+from utils.settings import build
 
 SECRET = "planted-in-the-environment"
 
@@ -64,7 +66,7 @@ def test_interpolations_in_keys_and_strange_types_are_refused(saved, canaries):
         ({"x": (call,)}, "is a tuple"),
         ({"x": torch.zeros(2)}, "is a Tensor"),
         ({"x": {1: call}}, "no text"),
-        ({"x": b"bytes"}, "is a bytes"),
+        ({"x": b"bytes"}, "holds more than tensors"),
     ):
         path = planted(saved[0], lambda settings, more=more: settings["model"].update(more))
         with pytest.raises(ValueError, match=word) as caught:
@@ -177,3 +179,25 @@ def test_no_sweep_writes_the_key_down(tmp_path):
     written = [path for path in tmp_path.rglob("*.yaml") if path != mine]
     assert [path.name for path in written] == ["multirun.yaml"]
     assert not any(SECRET in path.read_text() for path in written)
+
+
+def test_a_data_set_is_read_in_its_own_place_alone(saved):
+    """Its loaders fetch files and write them; elsewhere they would be called while building."""
+
+    def change(settings):
+        loader = {"_target_": "datasets.fashion_mnist.load", "root": "/nowhere"}
+        settings["model"]["encoder"]["x"] = loader
+
+    path = planted(saved[0], change)
+    with pytest.raises(ValueError, match=r"model.encoder.x._target_ names a data set"):
+        load_model(path)
+
+
+def test_a_model_that_is_refused_is_not_built_with_numbers(monkeypatch):
+    settings = compose("digits_dct_ladder", "+model.decoder.foo=1")
+    built = []
+    make = build.build_model
+    monkeypatch.setattr(build, "build_model", lambda each: built.append(each) or make(each))
+    with pytest.raises(ConfigError):
+        build.build_without_numbers(settings)
+    assert len(built) == 1

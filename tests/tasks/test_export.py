@@ -22,9 +22,11 @@ from utils.errors import ConfigError
 from utils.files import sha256, write_arrays, write_json
 from utils.processes.launch import Processes
 from utils.runs.exported import CONFIG, WEIGHTS
+from utils.settings.check import check
 from utils.settings.command_line import Command
 from utils.settings.composition import compose
-from utils.tasks.export import _write, export, public_settings
+from utils.settings.identity import leaves
+from utils.tasks.export import _without_folders, _write, export, public_settings
 from utils.tasks.trained import Trained
 
 
@@ -221,3 +223,26 @@ def test_no_place_of_this_machine_is_shared():
         composed("digits_ladder", "task=export", "task.output=/home/me", "ood.root=/data/me")
     )
     assert plain["task"]["output"] is None and plain["ood"]["root"] is None
+
+
+def test_settings_of_images_of_ones_own_load_again():
+    own = ["dataset=image_folder", "dataset.root=/home/me/faces", "dataset.cache=/scratch/me"]
+    own += ["dataset.size=8", "dataset.channels=1", "name=own"]
+    plain = public_settings(composed("digits_ladder", *own))
+    assert not [value for _, value in leaves(plain["dataset"]) if str(value).startswith("/")]
+    check(plain, to_build=False)
+    assert _without_folders({"path": "/home/me/x", "more": ["~/y", "z/w", 3]}) == {
+        "path": "x",
+        "more": ["y", "z/w", 3],
+    }
+
+
+def test_no_link_leads_into_what_is_shared(trained, tmp_path):
+    run = tmp_path / "runs" / "theirs"
+    shutil.copytree(only_run(trained[0]), run)
+    (tmp_path / "secret").write_text("secret")
+    (run / "report" / "more").symlink_to(tmp_path / "secret")
+    arguments = ["task=export", f"checkpoint={run}", OWN_DATA, f"task.output={tmp_path / 'out'}"]
+    found = call(tmp_path, *arguments, status=1)
+    assert "more is a symbolic link, so nothing was exported" in found.stderr
+    assert not list(tmp_path.glob("out*"))

@@ -6,7 +6,8 @@
 
 L>k is what the top layers alone say of x. Details are what the lowest layers carry, and a model
 knows those of other data too: L may be higher for these, LLR>k asks how much of it is details. Each
-image's bounds share all noise, a binarisation included. `sample` draws the k lowest layers from
+image's bounds share all noise, a binarisation included (but where a context is drawn from its
+prior, what is below it gets other noise). `sample` draws the k lowest layers from
 their priors, so that L>k is a bound as well; `mode` takes the priors' means, as Havtorn et al. do.
 """
 

@@ -31,7 +31,7 @@ from utils.version import code_version
 
 log = logging.getLogger("ladder_vae")
 PROTOCOL = {
-    "bernoulli": "dynamic binarisation, one draw per image",
+    "bernoulli": "dynamic binarisation, drawn anew in every pass",
     "gaussian": "density of the grey levels on [-1, 1]",
     "logistic": "probability of the grey levels",
     "logistic_mixture": "probability of the grey levels",
@@ -80,6 +80,7 @@ def score(
     with terminal.bar(f"{split}: bound", len(batches.ids)) as bar:
         samples = posterior_samples_for(len(batches.images))
         collapse = posterior_collapse(model, batches, seed, samples, bar.count)
+    measured = _measure_quality(quality, model, batches, seed, split, terminal)
     estimates, nll = _estimate_all(model, settings, estimators, batches, split, terminal)
     record = ScoreRecord(
         name=settings.name,
@@ -100,7 +101,7 @@ def score(
             sum(units.active(threshold)[0] for units in collapse.layers) for threshold in THRESHOLDS
         ],
         likelihoods=estimates,
-        quality=_measure_quality(quality, model, batches, seed, split, terminal),
+        quality=measured,
         metrics=layer_values(metrics, collapse),
         config=without_secrets(settings),
         seconds=round(time.monotonic() - start, 1),
@@ -122,7 +123,8 @@ def scored_before(
     """
     record, names = earlier.record, [e.estimator for e in earlier.record.likelihoods]
     own = build_own(settings, "estimators")
-    same = (record.checkpoint_digest, record.conditions) == (digest, conditions(settings.task))
+    now = (digest, conditions(settings.task), images_digest(batches.images))
+    same = (record.checkpoint_digest, record.conditions, record.images_digest) == now
     if not same or not {*names} <= {*own, *ESTIMATORS}:
         return None
     samples = posterior_samples_for(len(batches.images))
@@ -171,7 +173,8 @@ def _measure_quality(
 ) -> ImageQuality | None:
     """FID and the error of reconstructions; a failure is reported and costs no other figure.
 
-    Of several processes it ends the run: the others wait in the metrics' sums.
+    Of several processes it ends the command, before what takes longest: the others wait in the
+    metrics' sums.
     """
     if quality is None:
         return None

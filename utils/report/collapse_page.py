@@ -119,7 +119,7 @@ def _images_section(content: ReportContent, drawings: Mapping[str, Drawing]) -> 
     return Section(
         "Images by KL",
         paragraphs=[
-            "A layer may be in use for some images and collapsed for others: its KL by image, and "
+            "A layer may be active for some images and collapsed for others: its KL by image, and "
             f"the share of images with less than {NEGLIGIBLE_NATS:g} nats. A mixed unit's KL is "
             f"under {EPSILON:g} nats for some images, and over it for others, at least "
             f"{MIXED:.0%} of them each way."

@@ -27,9 +27,19 @@ def show_score(terminal: Terminal, record: ScoreRecord, metrics: Metrics | None 
     terminal.table(layer_table(record, metrics))
 
 
-def show_finished(terminal: Terminal, path: Path, metrics: Metrics) -> None:
-    """Print the score of a run that was finished before, from its results.json."""
-    show_score(terminal, ScoreRecord.read(path), metrics)
+def show_finished(terminal: Terminal, path: Path, metrics: Metrics, root: str | None) -> None:
+    """Print the score of a run that was finished before, from its results.json.
+
+    root: where the images are that the command names.
+    """
+    record = ScoreRecord.read(path)
+    show_score(terminal, record, metrics)
+    before = record.config.get("dataset", {}).get("root")
+    if before != root:
+        terminal.line(
+            f"Note: it was trained on the images in {before}; if those in {root} are others, give "
+            "them another name=…."
+        )
     terminal.line(f"Finished before, in {path.parent}; task.force=true trains it again.")
     if not (path.parent / "checkpoints" / "best.pth").exists():
         terminal.line("Its best checkpoint is gone, so that nothing but these scores can be used.")

@@ -17,7 +17,7 @@ from utils.files import partial_path, replace, sha256, verified_write, write_jso
 from utils.runs.tensors import check_finite, check_separate, load_tensors, tensors_in
 from utils.settings.kinds import is_number_of_threads, is_path_component
 from utils.settings.trust import plain_data
-from utils.terminal import one_line
+from utils.terminal import one_line, shown
 
 FORMAT, SCHEMA = "dct-ladder-vae", 1
 MANIFEST = "manifest.json"
@@ -139,7 +139,9 @@ def _check_resumable(content: dict, source: str) -> None:
     for name, (kind, accepts) in CONSTANTS.items():
         value = content.get(name)
         if value is not None and not (type(value) is kind and accepts(value)):
-            raise ValueError(f"{source} is damaged (its {name} is {value!r:.60}): get a good copy.")
+            raise ValueError(
+                f"{source} is damaged (its {name} is {shown(value)}): get a good copy."
+            )
     check_separate(tensors_in(content), source)
     check_finite(tensors_in({name: content.get(name) for name in ("model", "ema")}), source)
 
@@ -192,7 +194,7 @@ def is_own(content: dict, source: str) -> bool:
         return False
     schema = content.get("schema")
     if type(schema) is not int or schema < 1:
-        raise ValueError(f"{source} is damaged (its schema is {schema!r:.60}): get a good copy.")
+        raise ValueError(f"{source} is damaged (its schema is {shown(schema)}): get a good copy.")
     if schema > SCHEMA:
         raise ValueError(
             f"{source} was written by a newer version of this project (schema {schema}, this one "

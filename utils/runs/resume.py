@@ -4,7 +4,7 @@ from pathlib import Path
 
 from utils.errors import ConfigError
 from utils.processes import watch
-from utils.processes.collectives import check_same, main_first
+from utils.processes.collectives import check_same, from_main, main_first
 from utils.processes.launch import Processes
 from utils.runs.checkpoints import download_cache, newest, settings_in
 from utils.runs.stored import find_run
@@ -32,8 +32,10 @@ def settings_to_train(command: Command, processes: Processes) -> tuple[Settings,
                 "train.extended_from is set by train.resume_id=ID train.max_epochs=N, which trains "
                 "a finished run longer: leave it out."
             )
-        check_warm_up(command.settings)
-        return _agreed(command.settings), None
+        settings = command.settings
+        if from_main(not Path(settings.runs_dir, run_name(settings)).exists()):
+            check_warm_up(settings)
+        return _agreed(settings), None
     source, fetched = f"train.resume_id={run_id}", None
     content, folders = find_run(command.value("runs_dir"), run_id.rpartition("/")[2])
     if content is None:

@@ -23,8 +23,9 @@ LEGACY_PICKLES = 5  # that a file written before torch 1.6 begins with
 STORAGES = ("Float", "Double", "Half", "BFloat16", "ComplexFloat", "ComplexDouble", "Bool")
 STORAGES += ("Long", "Int", "Short", "Char", "Byte")
 # What pickles of tensors and plain containers call. torch.load allows more, some of which makes
-# arrays of a size that the pickle states (bytearray, tensor classes, sparse and meta tensors).
-CALLED = {"collections OrderedDict", "collections Counter", "_codecs encode", "torch Size"}
+# arrays of a size that the pickle states (bytearray, tensor classes, sparse and meta tensors), or
+# doubles its argument with every call (_codecs.encode, of bytes).
+CALLED = {"collections OrderedDict", "collections Counter", "torch Size"}
 CALLED |= {"torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2"}
 CALLED |= {"torch._utils _rebuild_parameter", "torch device", "builtins set", "__builtin__ set"}
 CALLED |= {f"{module} {kind}Storage" for module in ("torch", "torch.cuda") for kind in STORAGES}

@@ -14,6 +14,7 @@ from utils.errors import ConfigError
 from utils.settings.parts import build
 from utils.settings.schema import Settings
 from utils.settings.schema.types import Part
+from utils.settings.trust import targets, targets_in_configs
 
 NOT_OF_THE_MODEL = (  # keys under model that its constructor does not take
     "beta_start",
@@ -67,8 +68,11 @@ def build_without_numbers(settings: Settings) -> LadderVAE:
     try:
         with torch.device("meta"), WeightNormShapes():
             return build_model(settings)
-    except ConfigError:  # a part of one's own may need numbers; any other refuses again
-        return build_model(settings)
+    except ConfigError:
+        named = (target for _, target in targets(settings.plain["model"]))
+        if targets_in_configs().issuperset(named):
+            raise
+        return build_model(settings)  # a part of one's own may need numbers
 
 
 def build_context(settings: Settings) -> Context | None:

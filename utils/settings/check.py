@@ -153,9 +153,9 @@ def check_warm_up(settings: Settings) -> None:
         )
     if model.beta_start != model.beta_end and not model.warmup:
         raise ConfigError(
-            f"model.beta_start={model.beta_start} is never used, since the KL's weight does not "
-            "rise: add model.warmup=… or model.beta_ramp=… (remedy=warmup has both), or leave it "
-            "out."
+            f"model.beta_start={model.beta_start} and model.beta_end={model.beta_end} differ, and "
+            "the KL's weight does not rise from one to the other: add model.warmup=… or "
+            "model.beta_ramp=…, or give both one value for a constant weight."
         )
     if model.warmup >= epochs:
         raise ConfigError(

@@ -137,7 +137,7 @@ def take_secrets(arguments: list[str]) -> None:
     """
     for argument in list(arguments):
         key, _, value = argument.partition("=")
-        if key.lstrip("+") == "wandb" and "api_key" in value:
+        if key.lstrip("+") == "wandb" and "{" in value and "api_key" in value:
             raise ConfigError(
                 "wandb={api_key: …} would be written to files: give the key as wandb.api_key=…, in "
                 "WANDB_API_KEY or by `wandb login`."

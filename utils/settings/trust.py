@@ -93,17 +93,25 @@ def check_targets(plain: dict, trusted: Collection[str], source: str) -> None:
 
     Raises:
         ConfigError: where they name what is in no file of configs/ and is not trusted (named by
-            the command). What lies beside the file does not count: it came the same way.
+            the command); what lies beside the file does not count, since it came the same way. And
+            where they name a data set, which fetches and writes files, in another place than its
+            own.
     """
     for key, target in targets(plain):
-        if target not in trusted and target not in _targets_in_configs():
+        if target not in trusted and target not in targets_in_configs():
             raise ConfigError(
                 f"{source} names code outside this project, {key}={target:.200}, which was not "
                 f"run: add {key}={target:.200} to the command if you trust it."
             )
+        if target.startswith("datasets.") and key != "dataset._target_":
+            raise ConfigError(
+                f"{source} is not to be trusted: its {key} names a data set, {target:.200}, which "
+                "was not read; get a good copy."
+            )
 
 
 @cache
-def _targets_in_configs() -> frozenset[str]:
+def targets_in_configs() -> frozenset[str]:
+    """What files in configs/ call."""
     contents = (yaml.safe_load(p.read_text(encoding="utf-8")) for p in CONFIGS.rglob("*.yaml"))
     return frozenset(target for content in contents for _, target in targets(content or {}))

@@ -2,9 +2,11 @@
 
 import copy
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 from utils.checkpoint import output_folder
 from utils.errors import ConfigError
@@ -25,7 +27,7 @@ from utils.tasks.test import report_folder, report_on, score_of
 from utils.tasks.trained import Trained
 
 PLACES = {  # of the machine that trained, which are nobody else's
-    "dataset": {"root": "data", "cache": None},
+    "dataset": {"root": "data", "cache": "data/cache"},
     "train": {"resume_id": None, "init_from": None, "fid_weights": None, "device": "auto"},
     "wandb": {"notes": None, "tags": []},
     "task": {"output": None},
@@ -73,8 +75,10 @@ def _own_scores(trained: Trained) -> Path | None:
     if task.split != "test" or not (path.exists() and path.with_suffix(".npz").exists()):
         return None
     record = ScoreRecord.read(path)
-    report = report_folder(trained.output, "test") / "report.json"
-    if task.report and not isinstance(report_of(record, report), ReportContent):
+    report = report_folder(trained.output, "test")
+    content = report_of(record, report / "report.json")
+    whole = isinstance(content, ReportContent) and (report / "report.html").exists()
+    if task.report and not whole:
         return None
     return path if record.checkpoint_digest == trained.digest else None
 
@@ -87,9 +91,11 @@ def _write(trained: Trained, scores: Path, folder: Path) -> None:
         exported.write_model(folder, trained.model.state_dict(), settings, trained.progress)
         public = _public(record, settings)
         write_json(folder / exported.RESULTS, public.to_json())
-        shutil.copy(scores.with_suffix(".npz"), folder / f"{RESULTS}.npz")
         report = report_folder(scores.parent, record.split)
         has_report = trained.settings.task.report and report.is_dir()
+        arrays = scores.with_suffix(".npz")
+        _check_no_links([arrays, *(report.rglob("*") if has_report else ())])
+        shutil.copy(arrays, folder / f"{RESULTS}.npz")
         if has_report:
             shutil.copytree(report, folder / "report")
             content = ReportContent.read(report / "report.json")
@@ -97,6 +103,17 @@ def _write(trained: Trained, scores: Path, folder: Path) -> None:
         license = trained.settings.task.license
         card = model_card(public, trained.progress.get("epoch"), license, has_report)
         (folder / exported.CARD).write_text(card, encoding="utf-8")
+
+
+def _check_no_links(paths: Iterable[Path]) -> None:
+    """Of a stranger's run, links would put other files of this machine into what is shared.
+
+    Raises:
+        ConfigError: where one is a link.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a symbolic link, so nothing was exported: remove it.")
 
 
 def _public(record: ScoreRecord, settings: dict) -> ScoreRecord:
@@ -110,4 +127,14 @@ def public_settings(settings: Settings) -> dict:
     for group, values in PLACES.items():
         plain[group] |= {key: value for key, value in values.items() if key in plain[group]}
     plain["wandb"]["setup"]["entity"] = None
+    plain["dataset"] = _without_folders(plain["dataset"])  # those of a data set of one's own
     return {**plain, "checkpoint": None, "run": None, "runs": [], "runs_dir": "runs"}
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings in which what is a path from this machine's root is its last part."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value

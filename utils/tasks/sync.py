@@ -49,7 +49,7 @@ def sync(command: Command, processes: Processes) -> None:
         for step in steps:
             try:
                 step()
-            except ValueError as error:  # the others go on
+            except (ValueError, OSError) as error:  # the others go on
                 failed.append(error)
     for error in failed[:-1]:
         terminal.line(f"Error: {error}")
@@ -141,7 +141,8 @@ def _send(sink: WandbSink, folder: Path, rows: list[dict]) -> None:
         sink.summary(record.tracker_values())
         sink.pictures(sorted((folder / "figures").glob("*.png")), *now)
         page = folder / "report" / "report.html"
-        if isinstance(report_of(record, page.with_name("report.json")), ReportContent):
+        content = report_of(record, page.with_name("report.json"))
+        if page.exists() and isinstance(content, ReportContent):
             sink.pictures(sorted(page.parent.glob("*.png")), *now)
             sink.page(page, *now)
         sink.tables(lambda: tables_in(folder), *now)

@@ -114,7 +114,8 @@ def upload(folder: Path, setup: Mapping[str, Any]) -> str:
         raise ConfigError(f"{folder / STATE} is damaged: remove its folder.") from error
     entity = setup.get("entity") or waiting.entity
     project = setup.get("project") or waiting.project
-    for path in sorted((folder / "wandb").glob("*run-*")):  # an online one that was cut off too
+    records = folder / "wandb"  # where sending was cut off, there is only the one that was online
+    for path in sorted(records.glob("offline-run-*")) or sorted(records.glob("run-*")):
         sync_record(path, entity, project)
     return _conclude(folder, waiting, f"{entity or api().default_entity}/{project}/{waiting.id}")
 

@@ -60,7 +60,7 @@ def fetch(source: str, cache: Path, local: list[Path]) -> Path:
             "checkpoints: name another, or an artifact entity/project/name:alias."
         )
     for path in local:
-        if path.is_file() and remote.matches(path):
+        if path.is_file() and remote.md5 and remote.matches(path):  # its size alone tells little
             return path
     return _download(remote, f"checkpoint={source}", cache, file_name)
 

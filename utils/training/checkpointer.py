@@ -82,16 +82,21 @@ class Checkpointer:
         Raises:
             TrainingStopped: if it cannot be; with train.on_save_error=continue after another try.
         """
-        self.check(wait=True)
-        if self.saver:
-            self.saver.retry()  # nothing, unless a write has failed just now
-            try:
-                self.saver.finish()
-            except SaveFailed as error:
-                raise TrainingStopped(
-                    f"Training has come to its end, but {error}, and the scores would be of an "
-                    "older one; mend that and repeat the command."
-                ) from error
+        if not (self.saver and self.continue_on_error):
+            self.check(wait=True)
+            return
+        try:
+            self.saver.finish()
+        except SaveFailed as error:
+            self.terminal.line(f"Note: {error}; trying once more.")
+        self.saver.retry()
+        try:
+            self.saver.finish()
+        except SaveFailed as error:
+            raise TrainingStopped(
+                f"Training has come to its end, but {error}, and the scores would be of an older "
+                "one; mend that and repeat the command."
+            ) from error
 
     def close(self) -> None:
         """Wait for what is being written when training has ended, by an error too.

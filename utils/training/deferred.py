@@ -1,4 +1,5 @@
-"""Steps that don't wait for a GPU: their losses are read every train.log_every steps only.
+"""Steps that don't wait for a GPU: their losses are read every train.log_every steps only, by
+several processes at least every ten.
 
 The device itself decides whether a step is accepted, by the rule of `TrainingStep`, and leaves all
 as it was where it isn't. From such a step on it accepts none, until the pending ones are done again

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from utils.terminal import shown
 from utils.training.progress import Progress
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf")  # of Adam and its kin
@@ -64,4 +65,4 @@ def _check_kinds(saved: Mapping[str, Any], own: Mapping[str, Any], group: str) -
             (k for k in ((int, float), (list, tuple)) if isinstance(known, k)), type(known)
         )
         if not isinstance(value, kinds) or (isinstance(value, float) and math.isnan(value)):
-            raise ValueError(f"{group}.{name} is {value!r:.60}")
+            raise ValueError(f"{group}.{name} is {shown(value)}")

@@ -191,7 +191,10 @@ class Trainer:
         capture, on_gpu = self.settings.capture, self.model.device.type == "cuda"
         if not capture or (capture == "auto" and not on_gpu):
             return None
-        if reason := why_not(self.step, self.batches):
+        reason = why_not(self.step, self.batches)
+        [refused] = collectives.agree(reason is not None)  # wandb.watch is on the main one alone
+        if refused:
+            reason = reason or "another process cannot"
             self.terminal.line(f"Note: training steps are not captured as a CUDA graph: {reason}.")
             return None
         return StaticSteps(self.step, self.checkpointer, self.batches, self.terminal.line)
