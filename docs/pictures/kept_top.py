@@ -1,6 +1,6 @@
 """Draws docs/pictures/kept_top.png: images drawn anew from nothing but their top latent.
 
-python -m docs.pictures.kept_top pretrained/digits_ladder pretrained/digits_dct_ladder
+python -m docs.pictures.kept_top pretrained/mnist_ladder pretrained/mnist_dct_ladder
 """
 
 import sys
