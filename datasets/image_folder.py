@@ -23,7 +23,7 @@ from datasets.splits import SPLITS, Images
 
 ARRAYS = (".npy", ".npz")
 FileStatus = tuple[int, int, int]  # size in bytes, time of the last change in ns, mode
-MOST_CLASSES = 100_000
+MOST_CLASSES = 100_000  # a name is made for each number up to the largest
 Arrays = tuple[dict[str, Images], dict[str, np.ndarray]]  # images and class numbers by part
 
 

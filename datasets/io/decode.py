@@ -41,7 +41,7 @@ class Decoder:
         try:
             with Image.open(file, formats=FORMATS) as image:
                 return self.fit(image)
-        except Unusable:
+        except (Unusable, MemoryError):
             raise
         except Image.DecompressionBombError:
             raise Unusable(TOO_LARGE) from None
@@ -49,8 +49,6 @@ class Decoder:
             raise Unusable("no image, whatever the name says") from None
         except PermissionError:
             raise Unusable("no permission to read") from None
-        except MemoryError:
-            raise
         except Exception as error:  # a damaged file can make a decoder raise anything
             gone = isinstance(error, FileNotFoundError)
             if isinstance(error, OSError) and error.errno and not gone:  # of the disk or network

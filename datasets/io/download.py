@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock
-
 Content = TypeVar("Content")
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without data from a server
@@ -57,6 +55,8 @@ def fetch(
             f"{name} is not in {folder} and dataset.download=false: set dataset.root to a folder "
             f"that holds it, or put {_listed(files)} into {folder}."
         )
+    from filelock import FileLock  # not at every start
+
     _make_writable(folder, folder)
     with FileLock(folder / f".{name}.lock"):  # another command may be fetching it
         if not present():

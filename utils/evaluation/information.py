@@ -164,7 +164,7 @@ def _information(
     latents: of each part of x, `rows` images long. asked: the images i, ascending, (queries,).
     """
     values = [torch.cat([latent.z for latent in layer]) for layer in zip(*latents, strict=True)]
-    own, everything, first = [], None, 0
+    own, everything, first, places = [], None, 0, asked.cpu()
     for images, part in zip(x.split(rows), latents, strict=True):
         features, n = model.encode(images), len(images)
         found = []
@@ -173,8 +173,8 @@ def _information(
             found.append(_log_densities(model, features, part, z).cumsum(0))
             tick(len(i) * n)
         total = torch.cat(found, 1)  # (L, queries, n)
-        here = ((first <= asked) & (asked < first + n)).nonzero().squeeze(1)
-        own.append(total[:, here.cpu(), (asked[here] - first).cpu()])
+        here = ((first <= places) & (places < first + n)).nonzero().squeeze(1)
+        own.append(total[:, here, places[here] - first])
         summed = total.logsumexp(2)
         everything = summed if everything is None else torch.logaddexp(everything, summed)
         first += n

@@ -98,10 +98,12 @@ def prepare_alike(train: Train, job: Job) -> QualityMetrics | None:
     """
     found = main_first(job.processes, lambda: prepare(train, job.device, job.terminal))
     without, without_fid = agree(found is None, found is None or found.fid is None)
-    if without and found is not None:
+    if found is None:
+        return None
+    if without:
         job.terminal.line("Without FID and reconstruction error: another process has not got them.")
         return None
-    if without_fid and found is not None and found.fid is not None:
+    if without_fid and found.fid is not None:
         job.terminal.line("Without FID: another process has not got its weights.")
         return replace(found, fid=None, weights=None)
     return found

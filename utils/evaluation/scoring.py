@@ -74,12 +74,11 @@ def score(
     `settings.metrics`. checkpoint, digest: the model's file and its SHA-256, for the record.
     quality: measures FID and the error of reconstructions, if given.
     """
-    start, seed = time.monotonic(), settings.task.noise_seed
+    start = time.monotonic()
     metrics, own = build_own(settings, "metrics"), build_own(settings, "estimators")
     estimators = {name: own.get(name) or named(name) for name in settings.task.estimators}
-    with terminal.bar(f"{split}: bound", len(batches.ids)) as bar:
-        samples = posterior_samples_for(len(batches.images))
-        collapse = posterior_collapse(model, batches, seed, samples, bar.count)
+    collapse = _collapse(model, settings, batches, split, terminal)
+    seed = settings.task.noise_seed
     measured = _measure_quality(quality, model, batches, seed, split, terminal)
     estimates, nll = _estimate_all(model, settings, estimators, batches, split, terminal)
     record = ScoreRecord(
@@ -122,22 +121,31 @@ def scored_before(
     What they do not hold, each unit's statistics, is computed anew; likelihoods are not.
     """
     record, names = earlier.record, [e.estimator for e in earlier.record.likelihoods]
-    own = build_own(settings, "estimators")
+    known = {**ESTIMATORS, **build_own(settings, "estimators")}
     now = (digest, conditions(settings.task), images_digest(batches.images))
     same = (record.checkpoint_digest, record.conditions, record.images_digest) == now
-    if not same or not {*names} <= {*own, *ESTIMATORS}:
+    if not same or not known.keys() >= {*names}:
         return None
-    samples = posterior_samples_for(len(batches.images))
-    with terminal.bar(f"{record.split}: bound", len(batches.ids)) as bar:
-        seed = settings.task.noise_seed
-        collapse = posterior_collapse(model, batches, seed, samples, bar.count)
     return Score(
         record,
-        collapse,
+        _collapse(model, settings, batches, record.split, terminal),
         {name: torch.from_numpy(earlier.per_image[f"nll_{name}"]) for name in names},
         build_own(settings, "metrics"),
-        {name: own.get(name) or named(name) for name in names},
+        {name: known[name] for name in names},
     )
+
+
+def _collapse(
+    model: LadderVAE,
+    settings: Settings,
+    batches: EvaluationBatches,
+    split: str,
+    terminal: Terminal,
+) -> Collapse:
+    """Of as many posterior samples as a score takes."""
+    samples, seed = posterior_samples_for(len(batches.images)), settings.task.noise_seed
+    with terminal.bar(f"{split}: bound", len(batches.ids)) as bar:
+        return posterior_collapse(model, batches, seed, samples, bar.count)
 
 
 def _estimate_all(

@@ -76,6 +76,12 @@ def report_of(record: ScoreRecord, path: Path) -> ScoreRecord:
     return content if same else record
 
 
+def has_report(record: ScoreRecord, folder: Path) -> bool:
+    """Whether a report's folder has its page, and its content is of these scores."""
+    content = report_of(record, folder / "report.json")
+    return isinstance(content, ReportContent) and (folder / "report.html").exists()
+
+
 def score_tables(
     record: ScoreRecord, per_image: Mapping[str, np.ndarray], thumbnails: Mapping[str, np.ndarray]
 ) -> list[FigureTable]:

@@ -15,7 +15,7 @@ from utils.files import PARTIAL, explained, write_json
 from utils.processes.collectives import agree
 from utils.processes.launch import Processes
 from utils.report.content import ReportContent
-from utils.report.figure_tables import report_of
+from utils.report.figure_tables import has_report
 from utils.report.model_card import model_card
 from utils.runs import exported
 from utils.runs.access import check_own
@@ -75,10 +75,7 @@ def _own_scores(trained: Trained) -> Path | None:
     if task.split != "test" or not (path.exists() and path.with_suffix(".npz").exists()):
         return None
     record = ScoreRecord.read(path)
-    report = report_folder(trained.output, "test")
-    content = report_of(record, report / "report.json")
-    whole = isinstance(content, ReportContent) and (report / "report.html").exists()
-    if task.report and not whole:
+    if task.report and not has_report(record, report_folder(trained.output, "test")):
         return None
     return path if record.checkpoint_digest == trained.digest else None
 
@@ -92,16 +89,16 @@ def _write(trained: Trained, scores: Path, folder: Path) -> None:
         public = _public(record, settings)
         write_json(folder / exported.RESULTS, public.to_json())
         report = report_folder(scores.parent, record.split)
-        has_report = trained.settings.task.report and report.is_dir()
+        reported = trained.settings.task.report and report.is_dir()
         arrays = scores.with_suffix(".npz")
-        _check_no_links([arrays, *(report.rglob("*") if has_report else ())])
+        _check_no_links([arrays, *(report.rglob("*") if reported else ())])
         shutil.copy(arrays, folder / f"{RESULTS}.npz")
-        if has_report:
+        if reported:
             shutil.copytree(report, folder / "report")
             content = ReportContent.read(report / "report.json")
             write_json(folder / "report" / "report.json", _public(content, settings).to_json())
         license = trained.settings.task.license
-        card = model_card(public, trained.progress.get("epoch"), license, has_report)
+        card = model_card(public, trained.progress.get("epoch"), license, reported)
         (folder / exported.CARD).write_text(card, encoding="utf-8")
 
 

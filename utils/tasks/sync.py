@@ -7,8 +7,7 @@ from pathlib import Path
 from utils.errors import ConfigError
 from utils.evaluation.record import ScoreRecord
 from utils.processes.launch import Processes
-from utils.report.content import ReportContent
-from utils.report.figure_tables import report_of, tables_in
+from utils.report.figure_tables import has_report, tables_in
 from utils.runs import checkpoints
 from utils.runs.access import check_own, locked, log_to_file
 from utils.runs.folder import RESULTS
@@ -43,12 +42,11 @@ def sync(command: Command, processes: Processes) -> None:
     for source in found:
         folder = Path(source).expanduser()
         waiting = waiting_in(folder)
-        steps = [partial(_sync_evaluation, one, command, processes, terminal) for one in waiting]
-        if not waiting or (folder / "config.yaml").exists():
-            steps.insert(0, partial(_sync_run, source, command, processes, terminal))
-        for step in steps:
+        of_a_run = not waiting or (folder / "config.yaml").exists()
+        steps = [partial(_sync_run, source)] if of_a_run else []
+        for step in [*steps, *(partial(_sync_evaluation, one) for one in waiting)]:
             try:
-                step()
+                step(command, processes, terminal)
             except (ValueError, OSError) as error:  # the others go on
                 failed.append(error)
     for error in failed[:-1]:
@@ -141,8 +139,7 @@ def _send(sink: WandbSink, folder: Path, rows: list[dict]) -> None:
         sink.summary(record.tracker_values())
         sink.pictures(sorted((folder / "figures").glob("*.png")), *now)
         page = folder / "report" / "report.html"
-        content = report_of(record, page.with_name("report.json"))
-        if page.exists() and isinstance(content, ReportContent):
+        if has_report(record, page.parent):
             sink.pictures(sorted(page.parent.glob("*.png")), *now)
             sink.page(page, *now)
         sink.tables(lambda: tables_in(folder), *now)
