@@ -19,10 +19,11 @@ from tests.conftest import compose as composed
 from tests.evaluation.test_record import FULL
 from utils.checkpoint import load_model
 from utils.errors import ConfigError
+from utils.evaluation.compared_runs import cached_run, read_run
 from utils.files import sha256, write_arrays, write_json
 from utils.processes.launch import Processes
 from utils.runs.exported import CONFIG, WEIGHTS
-from utils.settings.check import check
+from utils.settings.check import check, check_task
 from utils.settings.command_line import Command
 from utils.settings.composition import compose
 from utils.settings.identity import leaves
@@ -75,6 +76,20 @@ def test_it_is_a_checkpoint_like_any(folder, tmp_path):
     few = ["task.num_images=20", "model.is_k=2", OWN_DATA, f"task.output={output}"]
     call(tmp_path, "task=compare", f"runs=[{folder},{run}]", *few)
     assert (output / "compare.html").exists()
+
+
+def test_its_own_scores_are_compared(trained, folder, tmp_path):
+    """They are those of its weights; of other weights, or asked otherwise, they are made anew."""
+    task = {"name": "compare", "split": "test", "num_images": None, "estimators": ["iwae"]}
+    asked = check_task({**task, "noise_seed": 0, "output": None})
+    found = cached_run(str(folder), asked, str(tmp_path), ())
+    first = read_run(only_run(trained[0]) / "results.json")
+    assert found.record.bound == first.record.bound
+    assert np.array_equal(found.per_image["nll_iwae"], first.per_image["nll_iwae"])
+    assert cached_run(str(folder), asked, str(tmp_path), ["model.is_k=3"]) is None
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / WEIGHTS).write_bytes(b"others")
+    assert cached_run(str(other), asked, str(tmp_path), ()) is None
 
 
 def test_its_card_is_one_that_the_hub_reads(folder):

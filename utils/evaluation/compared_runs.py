@@ -19,6 +19,7 @@ from utils.errors import ConfigError
 from utils.evaluation.collapse import CollapseReport
 from utils.evaluation.record import REMEDY, ScoreRecord, conditions
 from utils.files import file_digest
+from utils.runs import exported
 from utils.runs.folder import RESULTS
 from utils.runs.stored import expand_pattern
 from utils.settings.identity import FORMER, determining
@@ -112,8 +113,10 @@ def cached_run(
     file = checkpoint.locate(source, runs_dir)
     folder = Path(source).expanduser()
     scores_only = folder.is_dir() and not file.exists()  # a folder without a checkpoint
-    for stem in (RESULTS, f"{task.split}_scores"):
-        path = (folder if scores_only else output_folder) / f"{stem}.json"
+    places = [file.parent] if exported.is_exported(file) else []  # it comes with its scores
+    places.append(folder if scores_only else output_folder)
+    stems = (RESULTS, f"{task.split}_scores")
+    for path in [place / f"{stem}.json" for place in places for stem in stems]:
         if not (path.exists() and path.with_suffix(".npz").exists()):
             continue
         run = read_run(path)

@@ -92,7 +92,7 @@ def fetch_from_hub(source: str) -> Path:
         raise ConfigError(
             f"checkpoint={source} needs the Hub's client: use pip install -e '.[hub]'."
         ) from error
-    wanted = [WEIGHTS, CONFIG, RESULTS]
+    wanted = [WEIGHTS, CONFIG, "results.*"]
     try:
         folder = snapshot_download(
             name["repository"], revision=name["revision"], allow_patterns=wanted

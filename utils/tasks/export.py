@@ -11,7 +11,7 @@ from typing import Any
 from utils.checkpoint import output_folder
 from utils.errors import ConfigError
 from utils.evaluation.record import ScoreRecord
-from utils.files import PARTIAL, explained, write_json
+from utils.files import PARTIAL, explained, file_digest, write_json
 from utils.processes.collectives import agree
 from utils.processes.launch import Processes
 from utils.report.content import ReportContent
@@ -86,7 +86,8 @@ def _write(trained: Trained, scores: Path, folder: Path) -> None:
     with explained(folder):
         folder.mkdir(parents=True)
         exported.write_model(folder, trained.model.state_dict(), settings, trained.progress)
-        public = _public(record, settings)
+        digest = file_digest(folder / exported.WEIGHTS)
+        public = _public(record, settings, digest)
         write_json(folder / exported.RESULTS, public.to_json())
         report = report_folder(scores.parent, record.split)
         reported = trained.settings.task.report and report.is_dir()
@@ -96,7 +97,8 @@ def _write(trained: Trained, scores: Path, folder: Path) -> None:
         if reported:
             shutil.copytree(report, folder / "report")
             content = ReportContent.read(report / "report.json")
-            write_json(folder / "report" / "report.json", _public(content, settings).to_json())
+            public_content = _public(content, settings, digest)
+            write_json(folder / "report" / "report.json", public_content.to_json())
         license = trained.settings.task.license
         card = model_card(public, trained.progress.get("epoch"), license, reported)
         (folder / exported.CARD).write_text(card, encoding="utf-8")
@@ -113,9 +115,10 @@ def _check_no_links(paths: Iterable[Path]) -> None:
             raise ConfigError(f"{path} is a symbolic link, so nothing was exported: remove it.")
 
 
-def _public(record: ScoreRecord, settings: dict) -> ScoreRecord:
-    """A record without what belongs to the machine that made it."""
-    return record.model_copy(update={"config": settings, "checkpoint": exported.WEIGHTS})
+def _public(record: ScoreRecord, settings: dict, digest: str) -> ScoreRecord:
+    """A record without what belongs to the machine that made it; of the exported weights' file."""
+    checkpoint = {"checkpoint": exported.WEIGHTS, "checkpoint_digest": digest}
+    return record.model_copy(update={"config": settings, **checkpoint})
 
 
 def public_settings(settings: Settings) -> dict:
