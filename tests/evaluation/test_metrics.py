@@ -13,9 +13,9 @@ from utils.evaluation.collapse import Collapse
 from utils.evaluation.metrics import (
     STANDARD,
     CollapseMetric,
+    checked,
     layer_values,
     metric_values,
-    with_standard,
 )
 from utils.evaluation.record import ScoreRecord
 from utils.report.tables import layer_table, show_score
@@ -120,6 +120,6 @@ def test_a_metric_must_give_one_value_per_layer(model, tmp_path):
 
 def test_no_metric_takes_a_standard_ones_name():
     own = {"largest": LargestKl()}
-    assert list(with_standard(own)) == [*STANDARD, "largest"]
+    assert checked(own) is own
     with pytest.raises(ConfigError, match=r"metrics.kl has the name of a metric that every run"):
-        with_standard({"kl": LargestKl()})
+        checked({"kl": LargestKl()})

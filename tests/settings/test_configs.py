@@ -171,6 +171,11 @@ def test_wrong_targets_and_arguments_get_one_sentence():
         build.build_optimizer(settings, build.build_model(settings))
 
 
+def test_an_estimator_of_ones_own_takes_no_name_of_the_projects():
+    with pytest.raises(ConfigError, match=r"estimators.iwae has the name of one of the project's"):
+        compose("digits_ladder", "+estimators.iwae._target_=tests.extending.parts.Best")
+
+
 def test_images_must_be_what_the_settings_say():
     for override, complaint in (
         ("dataset.image_size=16", r"image_size=16 don't fit .*\(1, 8, 8\): use 1 and 8"),

@@ -58,8 +58,8 @@ class ActiveUnits(CollapseMetric):
 STANDARD: Metrics = {"kl": Kl(), "active_units": ActiveUnits()}  # logged in every epoch
 
 
-def with_standard(own: Metrics) -> Metrics:
-    """The standard metrics and a user's own.
+def checked(own: Metrics) -> Metrics:
+    """A user's own metrics.
 
     Raises:
         ConfigError: where one has a standard one's name.
@@ -69,7 +69,7 @@ def with_standard(own: Metrics) -> Metrics:
         raise ConfigError(
             f"metrics.{taken[0]} has the name of a metric that every run has: use another name."
         )
-    return {**STANDARD, **own}
+    return own
 
 
 def layer_values(metrics: Metrics, collapse: Collapse) -> dict[str, list[float]]:

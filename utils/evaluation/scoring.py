@@ -19,7 +19,7 @@ from model.estimators import ESTIMATORS, Estimator, named
 from utils.evaluation.bound import NllEstimate, estimate_nll, posterior_collapse
 from utils.evaluation.collapse import THRESHOLDS, Collapse, posterior_samples_for
 from utils.evaluation.compared_runs import Run
-from utils.evaluation.metrics import Metrics, layer_values
+from utils.evaluation.metrics import Metrics, checked, layer_values
 from utils.evaluation.quality import ImageQuality, QualityMetrics
 from utils.evaluation.record import ScoreRecord, conditions
 from utils.processes import collectives
@@ -75,7 +75,8 @@ def score(
     quality: measures FID and the error of reconstructions, if given.
     """
     start = time.monotonic()
-    metrics, own = build_own(settings, "metrics"), build_own(settings, "estimators")
+    metrics = checked(build_own(settings, "metrics"))
+    own = build_own(settings, "estimators")
     estimators = {name: own.get(name) or named(name) for name in settings.task.estimators}
     collapse = _collapse(model, settings, batches, split, terminal)
     seed = settings.task.noise_seed
@@ -130,7 +131,7 @@ def scored_before(
         record,
         _collapse(model, settings, batches, record.split, terminal),
         {name: torch.from_numpy(earlier.per_image[f"nll_{name}"]) for name in names},
-        build_own(settings, "metrics"),
+        checked(build_own(settings, "metrics")),
         {name: known[name] for name in names},
     )
 

@@ -68,11 +68,15 @@ def _task_adapter() -> TypeAdapter:
 
 
 def check_estimators(task: Task, own: Collection[str]) -> None:
-    """Refuse a task that names an estimator which neither the project nor the command has.
+    """Refuse a task that names an estimator which not exactly one of project and command has.
 
     Raises:
-        ConfigError: naming those that there are.
+        ConfigError: naming those that there are, or the one that there is twice.
     """
+    if taken := sorted(ESTIMATORS.keys() & {*own}):
+        raise ConfigError(
+            f"estimators.{taken[0]} has the name of one of the project's: use another name."
+        )
     for name in getattr(task, "estimators", ()):
         if name not in ESTIMATORS and name not in own:
             raise ConfigError(KEYS["task.estimators"].complain("task.estimators", task.estimators))

@@ -18,7 +18,7 @@ from model import LadderVAE
 from model.objective import Objective, bits_per_dim
 from utils.evaluation.bound import posterior_collapse
 from utils.evaluation.collapse import Collapse, CollapseReport
-from utils.evaluation.metrics import Metrics, metric_values, with_standard
+from utils.evaluation.metrics import STANDARD, Metrics, checked, metric_values
 from utils.processes import collectives, watch
 from utils.runs.background import Saver
 from utils.runs.signals import Interrupted, Signals
@@ -71,7 +71,7 @@ class Trainer:
         model.recompute(train.checkpoint_activations)
         self.objective, self.batches, self.validation = objective, batches, validation
         self.settings, self.draw_figures = train, draw_figures
-        self.metrics = with_standard(metrics)
+        self.metrics = {**STANDARD, **checked(metrics)}
         self.tracker, self.terminal, self.signals = tracker, terminal, signals
         self.state = TrainingState(model, optimizer, scheduler, train, objective)
         self.checkpointer = Checkpointer(self.state, saver, train, terminal)
