@@ -14,7 +14,8 @@ def discretised_gaussian_log_prob(u: Tensor, p: Gaussian, bits: int, published: 
     """log of N(mean, variance)'s mass in u's bin, element-wise, floored at log 1e-12.
 
     Levels are 2/2^b apart. True bins have half-width h = 1/2^b and sum to one. The published form
-    has h = 1/(2^b − 1) and a tanh for Φ; its bins overlap, so its probabilities sum to up to 2.
+    has h = 1/(2^b − 1) and a tanh for Φ: bins wider than the distance between levels, so that the
+    probabilities of all levels add up to as much as 2.
     """
     half = 1.0 / (2**bits - 1) if published else 1.0 / 2**bits
     upper, lower = (u + half - p.mean) / p.stddev, (u - half - p.mean) / p.stddev

@@ -13,6 +13,7 @@ from importlib import import_module
 from pkgutil import resolve_name
 
 import pytest
+import torch
 
 from tests.commands import environment
 from tests.conftest import ROOT, compose
@@ -140,6 +141,19 @@ def test_troubleshooting_quotes_what_the_project_prints():
     assert len(quoted) >= 15
 
 
+LOADED = 'load_model("runs/RUN")'
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/trained_models.md", "docs/latents.md"])
+def test_python_about_a_trained_model_runs(name):
+    """As it stands, on a model that comes along."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S)
+    (block,) = (block for block in blocks if LOADED in block)
+    x_a, x_b = torch.rand(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    own = ROOT / "pretrained" / "digits_dct_ladder"
+    exec(block.replace(LOADED, f'load_model("{own}")'), {"x": x_a, "x_a": x_a, "x_b": x_b})
+
+
 def is_text(node: ast.AST) -> bool:
     """Whether it is a piece of text in a program."""
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
@@ -177,6 +191,10 @@ def test_the_two_lines_of_the_readme_and_ci_agree():
     ci = (ROOT / ".ci" / "run").read_text()
     assert "install --quiet --disable-pip-version-check --editable '.[test]'" in ci
     assert "python -m pytest" in ci
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1800
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -145,6 +145,19 @@ def test_conda_requirements_are_the_same():
     assert python == project["requires-python"]
 
 
+def test_version_and_authors_are_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    (author,) = {each["name"] for each in (*project["authors"], *citation["authors"])}
+    assert author in (ROOT / "LICENSE").read_text()
+    version = project["version"]
+    assert citation["version"] == version
+    assert f"## {version} " in (ROOT / "CHANGELOG.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert f"version = {{{version}}}" in readme and f"author  = {{{{{author}}}}}" in readme
+    assert f"title   = {{{citation['title']}}}" in readme
+
+
 @pytest.mark.slow
 def test_the_benchmark_measures(tmp_path):
     """Every part but memory, which takes a process for each experiment."""

@@ -23,7 +23,7 @@ def main(names: list[str]) -> None:
     """Write the picture beside this file: a panel for each model."""
     figure = Figure(figsize=(4.2 * len(names), 3.9), facecolor="white")
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.92, 0.06)
-    for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         model, settings = load(locate(name), [], "cpu", ())
         splits = load_images(settings)
         firsts = [int((splits.labels[2] == label).nonzero()[0]) for label in range(ROWS)]

@@ -4,8 +4,7 @@ python -m docs.results.collect docs/results/mnist.json runs/mnist_ladder-* runs/
 
 Every run needs its report. Runs that differ in nothing but the seed are one model; the others are
 compared with the first. Other scores of a run's checkpoint (`*_scores.json`, in its folder or one
-within) add their likelihoods. The file is a matrix.json with more: `docs/pictures/draw.py` and
-`python -m utils.report.matrix_page` read it too.
+within) add their likelihoods.
 """
 
 import json
@@ -85,7 +84,11 @@ def changed_settings(record: ScoreRecord) -> dict[str, str]:
         for key in sorted({*own, *shipped})
         if own.get(key) != shipped.get(key) and key != "train.seed"
     }
-    follows = [key for key, source in DERIVED.items() if changed.get(source) is not None]
+    follows = [
+        key
+        for key, source in DERIVED.items()
+        if key in changed and source in changed and changed[key] == changed[source]
+    ]
     text = {key: json.dumps(v, separators=(",", ":")) for key, v in changed.items()}
     return {"experiment": record.name} | {
         key: value if value[0] != '"' else value.strip('"')

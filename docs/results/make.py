@@ -7,7 +7,9 @@ The file is what collect.py writes; mnist.md, mnist_curves.svg and mnist_layers.
 
 import sys
 from collections.abc import Sequence
+from math import log
 from pathlib import Path
+from statistics import fmean
 
 from pydantic import ValidationError
 
@@ -17,11 +19,14 @@ from docs.results.collect import Results
 from docs.results.tables import (
     MEANS,
     PAPER,
+    Kind,
     changes_table,
     kinds,
     markdown,
+    of_kind,
     results_table,
     title_of,
+    trained,
 )
 from model.estimators import ESTIMATORS
 from utils.errors import ConfigError, exit_status
@@ -39,7 +44,8 @@ def page(results: Results, stem: str) -> str:
         parts += [f"## Differences from `{results.arms[0].label}`", changes_note(results)]
         parts.append(markdown(changes_table(results)))
     parts += ["## Over training, and by layer", f"![{curve_title(results)}]({stem}_curves.svg)"]
-    parts += [f"![KL of each latent layer]({stem}_layers.svg)", "## Commands", commands(results)]
+    parts += [f"![KL of each latent layer]({stem}_layers.svg)", "## Commands"]
+    parts += [commands(results), *more_scores(results)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -55,38 +61,80 @@ def about(results: Results) -> str:
 
 def notes(results: Results) -> str:
     """What the columns are."""
-    lines = ["±: 95 %, over seeds; of one seed, of −log p(x), over images."]
-    lines += [f"{title_of(key)}: {BY_KEY[key].explanation}." for key in MEANS]
+    lines = [
+        "±: 95 % over seeds, which is what training anew would give; of −log p(x) in brackets over "
+        "seeds, then over images."
+    ]
+    ceiling = f"{results.information_images} images, at most {log(results.information_images):.2f}"
+    more = {"information": f", between {ceiling} nats (^: so much that more could not be told)"}
+    lines += [f"{title_of(key)}: {BY_KEY[key].explanation}{more.get(key, '')}." for key in MEANS]
     named = dict.fromkeys(kind[0] for kind in kinds(results))
+    lines += [line for kind in kinds(results) if (line := counting(results, kind))]
     lines += [f"`{name}`: {ESTIMATORS[name].description}." for name in named if name in ESTIMATORS]
     paper = (
         "The paper's figures are Kuzina & Tomczak's (2023), of longer training (600 epochs on "
-        "MNIST) and by the estimator `published`: only that column of ours compares with them."
+        "MNIST), by the estimator `published` on all images."
     )
     if any(arm.settings["experiment"] in PAPER for arm in results.arms):
         lines.append(paper)
     return "\n".join(f"- {line}" for line in lines)
 
 
+def counting(results: Results, kind: Kind) -> str:
+    """How many of an estimate's weights count, by model; empty where they are no such weights."""
+    told = []
+    for arm in results.arms:
+        found = [of_kind(run, kind) for run in trained(results, arm)]
+        sizes = [estimate.ess for estimate in found if estimate and estimate.ess is not None]
+        told += [f"{fmean(sizes):.1f} in `{arm.label}`"] if sizes else []
+    if not told:
+        return ""
+    return (
+        f"Effective number of the {kind[1]:,} weights of `{kind[0]}`, {kind[2]:,} images: "
+        f"{', '.join(told)}. With more weights the figure would fall."
+    )
+
+
 def changes_note(results: Results) -> str:
     """What the table of differences says."""
     return (
-        "Of equal seeds. In brackets: ± 95 % over seeds, which is what training anew would give; "
-        "then over images, which holds for these trained models. •: resolved over seeds, after "
+        "Of equal seeds. In brackets: ± 95 % over seeds, then over images, which holds for these "
+        "trained models. •: resolved over seeds, after "
         f"Holm's correction. −log p(x) is by `iwae`, K = {results.num_samples}, as in the reports."
     )
 
 
 def commands(results: Results) -> str:
     """What trains each model."""
-    lines = ["```bash"]
+    lines = []
     for arm in results.arms:
         changed = [f"{key}={value}" for key, value in arm.settings.items()]
         words = [f"'{word}'" if set(word) & set("[]{}* ") else word for word in changed]
         seeds = ",".join(map(str, arm.seeds))
         sweep = "-m " if len(arm.seeds) > 1 else ""
         lines.append(f"python run_experiment.py {sweep}{' '.join(words)} train.seed={seeds}")
-    return "\n".join([*lines, "```"])
+    return "\n".join(block(lines))
+
+
+def more_scores(results: Results) -> list[str]:
+    """The commands of what was scored beside training's own end, and what pairs it; a block."""
+    lines = []
+    for samples, images in sorted({kind[1:] for kind in kinds(results)}):
+        if (f"{samples:,}", images) != (results.num_samples, results.images):
+            few = f" task.num_images={images}" if images < results.images else ""
+            place = f"k{samples}"
+            lines.append(
+                f"python run_experiment.py task=test checkpoint=runs/RUN model.is_k={samples}{few} "
+                f"task.output=runs/RUN/{place}"
+            )
+            folders = ",".join(f"runs/{run.run}/{place}" for run in results.trained)
+            lines.append(f"python run_experiment.py task=compare 'runs=[{folders}]'")
+    return ["For each run, and then all of them:", *block(lines)] if lines else []
+
+
+def block(lines: Sequence[str]) -> list[str]:
+    """Commands in Markdown."""
+    return ["\n".join(["```bash", *lines, "```"])]
 
 
 def curve_title(results: Results) -> str:

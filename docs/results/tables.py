@@ -24,7 +24,7 @@ Kind = tuple[str, int, int]  # estimator, K, images
 def results_table(results: Results) -> list[list[str]]:
     """A row for each model; without the columns that are empty in all."""
     shown = kinds(results)
-    titles = ["model", "seeds", "epochs (best)", *map(kind_title, shown)]
+    titles = ["model", "seeds", "epochs (best)", *(kind_title(k, results.images) for k in shown)]
     titles += ["the paper: `published` (nats)", *map(title_of, MEANS)]
     titles += ["the paper: active units (%)", "hours a run"]
     rows = [titles, *(model_row(results, arm, shown) for arm in results.arms)]
@@ -39,10 +39,10 @@ def model_row(results: Results, arm: ArmSummary, shown: Sequence[Kind]) -> list[
         key.startswith(("train.", "model.is_k")) for key in arm.settings.keys() - {"experiment"}
     )
     likelihood, active = PAPER.get(arm.settings["experiment"] if same else "", (None, None))
-    best = ", ".join(str(run.best_epoch) for run in runs)
-    row = [f"`{arm.label}`", ", ".join(map(str, arm.seeds)), f"{runs[0].epochs} ({best})"]
-    row += [likelihood_cell([of_kind(run, kind) for run in runs]) for kind in shown]
-    row += [likelihood, *(mean_cell(arm, key) for key in MEANS), active]
+    epochs = ", ".join(f"{run.epochs} ({run.best_epoch})" for run in runs)
+    row = [f"`{arm.label}`", ", ".join(map(str, arm.seeds)), epochs]
+    row += [likelihood_cell(dict(zip(arm.seeds, runs, strict=True)), kind) for kind in shown]
+    row += [likelihood, *(mean_cell(results, arm, key) for key in MEANS), active]
     return [cell or NONE for cell in [*row, f"{fmean(run.hours for run in runs):.3g}"]]
 
 
@@ -53,12 +53,17 @@ def trained(results: Results, arm: ArmSummary) -> list[TrainedRun]:
 
 
 def kinds(results: Results) -> list[Kind]:
-    """Those that all seeds of some model have, and none exceeds in K and images."""
-    found = set()
-    for arm in results.arms:
-        own = [{kind_of(e) for e in run.likelihoods} for run in trained(results, arm)]
-        found |= set.intersection(*own)
-    return sorted(kind for kind in found if not any(exceeds(other, kind) for other in found))
+    """Those that some run has, but for what every run that has it exceeds in K and images."""
+    by_run = [{kind_of(estimate) for estimate in run.likelihoods} for run in results.trained]
+    found = set.union(*by_run)
+    return sorted(
+        kind
+        for kind in found
+        if not any(
+            exceeds(other, kind) and all(other in own for own in by_run if kind in own)
+            for other in found
+        )
+    )
 
 
 def kind_of(estimate: NllEstimate) -> Kind:
@@ -71,10 +76,11 @@ def exceeds(other: Kind, kind: Kind) -> bool:
     return other != kind and other[0] == kind[0] and other[1] >= kind[1] and other[2] >= kind[2]
 
 
-def kind_title(kind: Kind) -> str:
-    """As in “`iwae`, K = 100, 10,000 images (nats)”."""
+def kind_title(kind: Kind, all_images: int) -> str:
+    """As in “`iwae`, K = 100, all images (nats)”."""
     estimator, samples, images = kind
-    return f"−log p(x): `{estimator}`, K = {samples:,}, {images:,} images (nats)"
+    which = "all images" if images == all_images else f"the first {images:,} images"
+    return f"−log p(x): `{estimator}`, K = {samples:,}, {which} (nats)"
 
 
 def of_kind(run: TrainedRun, kind: Kind) -> NllEstimate | None:
@@ -82,18 +88,31 @@ def of_kind(run: TrainedRun, kind: Kind) -> NllEstimate | None:
     return {kind_of(estimate): estimate for estimate in run.likelihoods}.get(kind)
 
 
-def likelihood_cell(estimates: Sequence[NllEstimate | None]) -> str | None:
-    """The mean over seeds; None where a run has no such estimate."""
-    if any(estimate is None for estimate in estimates):
+def likelihood_cell(runs: dict[int, TrainedRun], kind: Kind) -> str | None:
+    """The mean over the seeds that have the estimate, named if not all do, with both intervals.
+
+    Over images: of the seed whose interval is the widest, since all have the same images.
+    """
+    found = {seed: estimate for seed, run in runs.items() if (estimate := of_kind(run, kind))}
+    if not found:
         return None
-    values = [estimate.nll for estimate in estimates]
-    width = half_width(values)
-    return interval(fmean(values), Z_95 * estimates[0].nll_se if width is None else width, 2)
+    values = [estimate.nll for estimate in found.values()]
+    over_images = Z_95 * max(estimate.nll_se for estimate in found.values())
+    text = f"{fmean(values):z.2f} ({widths(half_width(values), over_images, 2)})"
+    return minus(text if len(found) == len(runs) else f"{text}, seed {', '.join(map(str, found))}")
 
 
-def mean_cell(arm: ArmSummary, key: str) -> str:
-    """A measure's mean over the seeds."""
-    return interval(*arm.means[key], BY_KEY[key].decimals)
+def mean_cell(results: Results, arm: ArmSummary, key: str) -> str:
+    """A measure's mean over the seeds; ^ where it is at its ceiling in some."""
+    text = interval(*arm.means[key], BY_KEY[key].decimals)
+    reached = key == "information" and any(run.saturated for run in results.of_arm(arm.label))
+    return f"{text} ^" if reached else text
+
+
+def widths(over_seeds: float | None, over_images: float | None, decimals: int) -> str:
+    """Half-widths of 95 % intervals, over seeds and then over images; a dash for none."""
+    both = (over_seeds, over_images)
+    return "; ".join(NONE if width is None else f"± {width:.{decimals}f}" for width in both)
 
 
 def interval(mean: float, width: float | None, decimals: int) -> str:
@@ -121,12 +140,9 @@ def change_cell(change: Change | None, key: str) -> str:
     if change is None:
         return NONE
     decimals = BY_KEY[key].decimals
-    widths = [
-        NONE if width is None else f"± {width:.{decimals}f}"
-        for width in (change.over_seeds, change.over_images)
-    ]
     mark = " •" if change.direction else ""
-    return minus(f"{change.mean:+z.{decimals}f} ({'; '.join(widths)}){mark}")
+    both = widths(change.over_seeds, change.over_images, decimals)
+    return minus(f"{change.mean:+z.{decimals}f} ({both}){mark}")
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Active units mean what they say: marginal over the layers above, whatever noise those have."""
+"""Active units are marginal over the layers above, whatever noise those have."""
 
 import weakref
 from types import SimpleNamespace

@@ -45,6 +45,7 @@ def run(
     digest="same",
     noise_seed=0,
     per_context=4,
+    protocol="p",
 ) -> Run:
     """A run whose nll is the images' own, plus a shift, plus noise of its own."""
     rng = np.random.default_rng([seed, len(name), ord(name[0])])
@@ -57,7 +58,7 @@ def run(
     bound |= {"kl": [4.0, 2.0], "kl_se": [0.0, 0.0], "elements": [8, 8], "collapsed": [0, 0]}
     bound |= {"active": [6, 2], "active_low": [5, 2], "active_high": [6, 4]}
     record = {"name": name, "seed": seed, "checkpoint": f"{name}{seed}.pth", "dataset": "d"}
-    record |= {"split": "test", "images_digest": digest, "protocol": "p", "dims": 64}
+    record |= {"split": "test", "images_digest": digest, "protocol": protocol, "dims": 64}
     record |= {"conditions": None if noise_seed is None else {"noise_seed": noise_seed}}
     record |= {"context": True, "bound": bound, "likelihoods": [entry]}
     record |= {"active_by_threshold": [8] * len(THRESHOLDS)}
@@ -70,6 +71,13 @@ def test_runs_are_grouped_by_everything_but_the_seed():
     labels = ["a model.ctx_size=3", "b", "a model.ctx_size=5"]
     assert [group.label for group in found] == labels
     assert [[r.seed for r in group.runs] for group in found] == [[0, 1], [0], [0]]
+
+
+def test_a_label_has_the_value_that_a_setting_has_where_it_says_nothing():
+    """model.decoder.output=state, which does not rename earlier runs."""
+    skip = with_settings(run("a"), model={"ctx_size": 3, "decoder": {"output": "skip"}})
+    labels = [group.label for group in groups([run("a"), skip])]
+    assert labels == ["a model.decoder.output=state", "a model.decoder.output=skip"]
 
 
 def test_an_interval_over_images_is_of_paired_differences():
@@ -135,6 +143,7 @@ def test_bits_are_nats_scaled():
     ("runs", "complaint"),
     [
         ([run("a"), run("b", digest="other")], "evaluated on different images"),
+        ([run("a"), run("b", protocol="q")], r"b0.pth \(q\) and a0.pth \(p\) have likelihoods of"),
         ([run("a"), run("a")], "is among the runs twice"),
         ([run("a"), run("b", samples=50)], "has K = 100 and K = 50.*: .*model.is_k="),
         (

@@ -14,7 +14,7 @@ from utils.errors import ConfigError
 from utils.report import matrix_tables
 from utils.report.matrix import Change, Matrix, build_matrix, half_width, holm, p_value, verdict
 from utils.report.matrix_cells import BY_KEY, MEASURES, CellRun
-from utils.report.matrix_page import main, read_matrix, write_matrix
+from utils.report.matrix_page import main, read_matrix, resolved_sentence, write_matrix
 from utils.report.matrix_plots import _logarithmic
 from utils.terminal import Terminal
 
@@ -214,6 +214,27 @@ def test_measures_of_cost_and_of_what_the_loss_hides():
 def test_runs_on_other_images_are_refused():
     with pytest.raises(ConfigError, match=r"a-0 was scored on other images than .*none-0"):
         matrix_of(run("none", 0), run("a", 0, digest="b"))
+
+
+def test_runs_whose_scores_do_not_compare_are_refused():
+    first, fewer, other = run("none", 0), run("a", 0), run("b", 0)
+    fewer.report.likelihoods[0].num_samples = 3
+    with pytest.raises(ConfigError, match=r"a-0 was scored with K = 3, and .*none-0 with another"):
+        matrix_of(first, fewer)
+    other.report.protocol = "pixels"
+    with pytest.raises(ConfigError, match=r"b-0 has a likelihood of another kind \(pixels\)"):
+        matrix_of(first, other)
+
+
+def test_counts_that_are_alike_in_all_seeds_have_no_interval():
+    """Nor is the difference of such counts known exactly."""
+    base, other = matrix_of(*(run(arm, seed) for arm in ("none", "a") for seed in (0, 1))).arms
+    assert base.means["active"] == (75.0, None) and base.means["nll"][1] is not None
+    assert other.changes["active"].over_seeds > 0 and other.changes["active"].p == 1.0
+
+
+def test_the_first_arm_alone_has_no_verdicts():
+    assert resolved_sentence(matrix_of(run("none", 0))) == "Only none is there, with 1 seed(s)."
 
 
 def test_without_the_first_arm_there_is_nothing_to_differ_from():

@@ -53,7 +53,7 @@ def runs(trained, tmp_path):
 
 def test_runs_become_a_page_with_known_figures_and_its_pictures(runs, tmp_path, capsys):
     more = runs[0] / "results.json"
-    extra = runs[1] / "k9" / "test_scores.json"  # a score that only one seed has
+    extra = runs[1] / "k9" / "test_scores.json"  # a score that only one of two seeds has
     extra.parent.mkdir()
     record = json.loads((runs[1] / "results.json").read_text())
     record["likelihoods"][0]["num_samples"] = 9
@@ -71,10 +71,13 @@ def test_runs_become_a_page_with_known_figures_and_its_pictures(runs, tmp_path, 
     (titles, _, pair, other), (_, _, difference) = tables
     column = next(i for i, title in enumerate(titles) if title.startswith("−log p(x): `iwae`"))
     width = 12.706 * 0.25  # Student's t of two values, 0.5 apart
-    assert pair[column] == f"{nll['iwae'] + 0.25:.2f} ± {width:.2f}"
-    assert other[column].startswith(f"{nll['iwae'] + SHIFT:.2f} ± ")
+    assert pair[column].startswith(f"{nll['iwae'] + 0.25:.2f} (± {width:.2f}; ± ")
+    assert other[column].startswith(f"{nll['iwae'] + SHIFT:.2f} (–; ± ")
     assert (pair[1], other[1]) == ("7, 123", "123")
-    assert not any("K = 9" in title for title in titles)  # one of two seeds has it
+    of_one = next(i for i, title in enumerate(titles) if "K = 9, all images" in title)
+    assert pair[of_one].endswith("), seed 7") and other[of_one] == "–"
+    assert "task=test checkpoint=runs/RUN model.is_k=9 task.output=runs/RUN/k9" in page
+    assert "/k9,runs/" in page and "Effective number of the 9 weights of `iwae`" in page
     assert difference[1] == "+2.00 (–; ± 0.00)"
     for name in ("curves", "layers"):
         drawing = file.with_name(f"digits_{name}.svg").read_text()
@@ -105,6 +108,25 @@ def test_the_command_on_the_page_has_the_runs_settings(runs, tmp_path):
     assert [found[i] for i in order] == sorted(
         expected, key=lambda each: json.dumps(each, sort_keys=True)
     )
+
+
+def test_a_setting_apart_from_what_it_follows_is_in_the_command(runs, tmp_path):
+    """Where both are changed, and not alike: the schedule's length and the number of epochs."""
+
+    def stopped(record):
+        record["config"]["train"] |= {"max_epochs": 40}
+        record["config"]["train"]["scheduler"]["T_max"] = 100
+
+    results = collect.collect([copied(runs[0], tmp_path / "stopped", stopped)])
+    assert results.arms[0].settings["train.scheduler.T_max"] == "100"
+
+
+def test_the_page_in_the_tree_is_what_its_script_makes(tmp_path):
+    for name in ("mnist.json", "mnist.md", "mnist_curves.svg", "mnist_layers.svg"):
+        shutil.copy(ROOT / "docs" / "results" / name, tmp_path / name)
+    stored = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    make.write(tmp_path / "mnist.json")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == stored
 
 
 def test_what_is_no_finished_run_or_no_results_is_named(tmp_path, capsys):

@@ -4,16 +4,29 @@ import json
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from datasets.loaders import EvaluationBatches
 from model.estimators import named
 from tests.conftest import ROOT, SHARED
 from utils.checkpoint import load, locate
 from utils.evaluation.bound import estimate_nll
+from utils.evaluation.compared_runs import cached_run
+from utils.settings.check import check_task
+from utils.settings.composition import compose
 from utils.settings.images import load_images
 
 IMAGES = 50
 NAMES = sorted(path.name for path in (ROOT / "pretrained").iterdir() if path.is_dir())
+
+
+def test_their_scores_are_compared_without_images(tmp_path):
+    """The README's command."""
+    composed = compose([f"runs={[f'pretrained/{name}' for name in NAMES]}", "task=compare"])
+    task = check_task(OmegaConf.to_container(composed.task))
+    for name in NAMES:
+        found = cached_run(f"pretrained/{name}", task, str(tmp_path), ())
+        assert found is not None and found.record.name == name
 
 
 @pytest.mark.parametrize("name", NAMES)

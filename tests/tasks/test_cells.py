@@ -120,6 +120,26 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(overrides, comp
     assert "\n" not in str(refused.value)
 
 
+def test_arms_whose_scores_would_not_compare_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "remedy").mkdir()
+    (tmp_path / "remedy" / "few.yaml").write_text("model:\n  is_k: 7\n")
+    monkeypatch.setattr("utils.tasks.cells._own_configs", lambda: [tmp_path])
+    told = r"none would be scored with model.is_k=100 \(.*\), few with model.is_k=7 .* give the"
+    with pytest.raises(ConfigError, match=told):
+        plan(command(DIGITS, "task.arms=[none,few]", "task.seeds=[0]"))
+
+
+def test_a_report_counts_while_it_was_made_as_asked():
+    paths = ("task.arms=[none]", "task.with=[context]", "task.seeds=[0]")
+    estimate = SimpleNamespace(num_samples=100, prior_samples=2, per_context=4)
+    bound = SimpleNamespace(images=297)
+    report = SimpleNamespace(likelihoods=[estimate], information_images=128, bound=bound)
+    report.conditions = {"noise_seed": 0}
+    for more, same in (("model.is_k_paths=2", True), ("model.is_k_paths=8", False)):
+        cells = plan(command(DIGITS, *paths, more))
+        assert cells[1]._as_asked(report) is same and len({cell.folder for cell in cells}) == 2
+
+
 @pytest.mark.parametrize("experiment", ["experiment=digits_dct_ladder", "name=mine"])
 def test_context_needs_a_sibling_experiment(experiment):
     with pytest.raises(ConfigError, match=r"has no sibling .* leave context out"):

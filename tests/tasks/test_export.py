@@ -92,6 +92,15 @@ def test_its_own_scores_are_compared(trained, folder, tmp_path):
     assert cached_run(str(other), asked, str(tmp_path), ()) is None
 
 
+def test_scores_of_all_images_are_not_those_of_a_few(trained, tmp_path):
+    """Asked for a few, it scores them."""
+    run, output = only_run(trained[0]), tmp_path / "few"
+    copy = shutil.copytree(run, tmp_path / "runs" / run.name)
+    few = ["task.num_images=5", "task.report=false", "task.estimators=[]", OWN_DATA]
+    call(tmp_path, "task=export", f"checkpoint={copy}", *few, f"task.output={output}")
+    assert json.loads((output / "results.json").read_text())["bound"]["images"] == 5
+
+
 def test_its_card_is_one_that_the_hub_reads(folder):
     card = ModelCard.load(folder / "README.md")
     first = json.loads((folder / "results.json").read_text())

@@ -55,8 +55,8 @@ class CollapseReport(BaseModel, frozen=True, defer_build=True, populate_by_name=
     kl_se: list[float]
     elements: list[int]  # latent elements per layer
     active: list[int]  # active ones per layer
-    active_low: list[int]  # … whose 95 % interval is over the threshold
-    active_high: list[int]  # … whose 95 % interval reaches over it
+    active_low: list[int]  # without those whose 95 % interval includes the threshold
+    active_high: list[int]  # with all whose 95 % interval includes it
     collapsed: list[int]  # (ε, δ)-collapsed ones
 
     @property
@@ -94,10 +94,10 @@ class LatentUnits:
     share_below_epsilon: Tensor  # (len(EPSILONS), elements): share of images with KL < ε
 
     def active(self, threshold: float = ACTIVE_THRESHOLD) -> tuple[int, int, int]:
-        """The number of units over the threshold, and a lower and an upper bound on it.
+        """The number of units over the threshold, and a smaller and a larger number.
 
-        A unit whose own 95 % interval contains the threshold counts in the upper bound and not in
-        the lower: a conservative interval for the number.
+        Units whose 95 % interval includes the threshold are all in the larger, none in the smaller:
+        a conservative interval.
         """
         margin = Z_95 * self.variance_se
         bounds = (self.variance, self.variance - margin, self.variance + margin)

@@ -22,8 +22,9 @@ from utils.files import file_digest
 from utils.runs import exported
 from utils.runs.folder import RESULTS
 from utils.runs.stored import expand_pattern
-from utils.settings.identity import FORMER, determining
+from utils.settings.identity import FORMER, NEUTRAL, determining
 from utils.settings.recorded import recorded_settings
+from utils.settings.schema.model import Model
 from utils.settings.schema.task import CompareTask
 
 EVALUATION = ("train.seed", "model.is_k", *FORMER)  # may differ for the same model
@@ -164,12 +165,17 @@ def _answers(record: ScoreRecord, task: CompareTask, overrides: Sequence[str]) -
         and record.conditions == conditions(task)
         and record.config["task"].get("num_images") == task.num_images
         and set(task.estimators) <= {estimate.estimator for estimate in record.likelihoods}
-        and all(
-            estimate.num_samples == model.is_k
-            and estimate.prior_samples in (None, model.is_k_paths)
-            and (estimate.prior_samples is None or estimate.per_context == model.is_k_per_context)
-            for estimate in record.likelihoods
-        )
+        and sampled_as(record, model)
+    )
+
+
+def sampled_as(record: ScoreRecord, model: Model) -> bool:
+    """Whether its likelihoods are of as many samples, paths and draws of the context as set."""
+    return all(
+        estimate.num_samples == model.is_k
+        and estimate.prior_samples in (None, model.is_k_paths)
+        and (estimate.prior_samples is None or estimate.per_context == model.is_k_per_context)
+        for estimate in record.likelihoods
     )
 
 
@@ -204,6 +210,11 @@ def _check_comparable(record: ScoreRecord, first: ScoreRecord) -> None:
             f"{record.checkpoint} ({record.dataset}, {record.split}) and "
             f"{first.checkpoint} ({first.dataset}, {first.split}) were evaluated on "
             "different images: compare runs on the same split of the same data set."
+        )
+    if record.protocol != first.protocol:
+        raise ConfigError(
+            f"{record.checkpoint} ({record.protocol}) and {first.checkpoint} ({first.protocol}) "
+            "have likelihoods of different things: compare models of one kind of likelihood."
         )
     if record.conditions != first.conditions:
         raise ConfigError(
@@ -246,7 +257,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         namesakes = [other for other in runs if other.record.name == run.record.name]
         differing = differing_settings(namesakes)
-        named = [f"{key}={run.settings.get(key)}" for key in differing[:NAMED_DIFFERENCES]]
+        shown = {key: run.settings.get(key, NEUTRAL.get(key)) for key in differing}
+        named = [f"{key}={shown[key]}" for key in differing[:NAMED_DIFFERENCES]]
         labels.append(" ".join([run.record.name, *named]))
     if len(set(labels)) < len(labels):
         labels = [f"{label} ({index})" for index, label in enumerate(labels, 1)]

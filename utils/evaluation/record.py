@@ -19,7 +19,7 @@ REMEDY = "remove it, and evaluate the checkpoint again (training does so itself,
 def conditions(task: EvaluationTask) -> dict[str, int | str]:
     """What scores must have in common to be compared, beside images and numbers of samples.
 
-    noise_seed: with another one, a Bernoulli model is asked about other binarisations.
+    noise_seed: with another one, a Bernoulli model is scored on other binarised images.
     """
     return {"noise_seed": task.noise_seed}
 

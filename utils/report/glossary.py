@@ -25,8 +25,8 @@ GLOSSARY = {
     "per unit. It then says nothing about the image. A unit has collapsed if its KL is under ε for "
     "nearly every image.",
     "in use": "A layer is in use if the bound is worse, beyond the error over images, when the "
-    "layer is drawn from its prior. It may have collapsed all the same: among equal noise, a few "
-    "thousandths of a nat are told from none.",
+    "layer is drawn from its prior. A collapsed layer can be in use too: both bounds use the same "
+    "noise, so that even thousandths of a nat show.",
     "ESS": "Effective sample size: how many of the K importance weights behind an estimate of "
     "−log p(x) really count. Near 1, a single weight decides, and a larger K would lower the "
     "estimate.",

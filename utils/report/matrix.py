@@ -74,7 +74,7 @@ class Matrix(BaseModel, frozen=True):
     split: str
     images: int
     protocol: str
-    num_samples: str  # K of the estimator of −log p(x), of each kind of model
+    num_samples: str  # K of the estimator of −log p(x)
     information_images: int
     epochs: int
     arms: list[ArmSummary]  # the first is the one that the others are compared with
@@ -113,7 +113,7 @@ def build_matrix(
         split=report.split,
         images=report.bound.images,
         protocol=report.protocol,
-        num_samples=_num_samples(runs),
+        num_samples=f"{by_arm[base][0].likelihood.num_samples:,}",
         information_images=report.information_images,
         epochs=max(run.epochs[-1]["epoch"] for run in runs),
         arms=[
@@ -175,17 +175,21 @@ def _standard_error(values: Sequence[float], step: float) -> float | None:
     return max(stdev(values), step / math.sqrt(6.0)) / math.sqrt(len(values))
 
 
-def _num_samples(runs: Sequence[CellRun]) -> str:
-    return " or ".join(sorted({f"{run.likelihood.num_samples:,}" for run in runs}))
-
-
 def _check_alike(runs: Sequence[CellRun]) -> None:
-    """Refuse runs that were scored on other images, which share no differences."""
+    """Refuse runs whose scores share no differences."""
+    first = runs[0]
     for run in runs:
-        if run.report.images_digest != runs[0].report.images_digest:
+        trouble = None
+        if run.report.images_digest != first.report.images_digest:
+            trouble = f"was scored on other images than {first.folder}"
+        elif (own := run.report.protocol) != first.report.protocol:
+            trouble = f"has a likelihood of another kind ({own}) than {first.folder}"
+        elif (samples := run.likelihood.num_samples) != first.likelihood.num_samples:
+            trouble = f"was scored with K = {samples:,}, and {first.folder} with another K"
+        if trouble:
             raise ConfigError(
-                f"{run.folder} was scored on other images than {runs[0].folder}: train one of the "
-                "two anew, under another name=… or in another runs_dir=…."
+                f"{run.folder} {trouble}: train one of the two anew, under another name=… or in "
+                "another runs_dir=…."
             )
 
 
@@ -198,7 +202,8 @@ def _summary(
     means = {}
     for measure in MEASURES:
         values = [measure.of(run) for run in own]
-        means[measure.key] = fmean(values), half_width(values)
+        counted_alike = measure.step and len(set(values)) == 1  # no spread to tell an interval from
+        means[measure.key] = fmean(values), None if counted_alike else half_width(values)
     return ArmSummary(
         label=label,
         settings=settings,

@@ -188,14 +188,22 @@ def _share_of_one(cell: CellRun) -> float:
     return 100.0 / len(cell.report.layers)
 
 
+def _units(layers: Sequence[Layer]) -> int:
+    return sum(layer.units for layer in layers)
+
+
+def _top_half(cell: CellRun) -> Sequence[Layer]:
+    return cell.report.layers[: math.ceil(len(cell.report.layers) / 2)]
+
+
 def _active_in_top_half(cell: CellRun) -> float:
-    top = cell.report.layers[: math.ceil(len(cell.report.layers) / 2)]
-    return 100.0 * sum(layer.active for layer in top) / sum(layer.units for layer in top)
+    top = _top_half(cell)
+    return 100.0 * sum(layer.active for layer in top) / _units(top)
 
 
 def _collapsed(cell: CellRun) -> float:
     layers = cell.report.layers
-    return 100.0 * sum(layer.collapsed for layer in layers) / sum(layer.units for layer in layers)
+    return 100.0 * sum(layer.collapsed for layer in layers) / _units(layers)
 
 
 def _loss_over_bound(cell: CellRun) -> float:
@@ -284,6 +292,7 @@ MEASURES: Sequence[Measure] = (
         "of all units, those whose mean varies with the image",
         lambda cell: 100.0 * cell.report.bound.active_units,
         decimals=1,
+        step=lambda cell: 100.0 / _units(cell.report.layers),
     ),
     Measure(
         "active_top",
@@ -293,6 +302,7 @@ MEASURES: Sequence[Measure] = (
         "the same of the upper half of the latents",
         _active_in_top_half,
         decimals=1,
+        step=lambda cell: 100.0 / _units(_top_half(cell)),
     ),
     Measure(
         "information",
@@ -310,6 +320,7 @@ MEASURES: Sequence[Measure] = (
         "units with a KL under 0.01 nats for at least 99 % of the images",
         _collapsed,
         decimals=1,
+        step=lambda cell: 100.0 / _units(cell.report.layers),
     ),
     Measure(
         "loss",

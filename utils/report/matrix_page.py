@@ -124,6 +124,8 @@ def lead(matrix: Matrix) -> list[str]:
 def resolved_sentence(matrix: Matrix) -> str:
     """Which arms have a verdict, in one sentence."""
     base, *others = matrix.arms
+    if not others:
+        return f"Only {base.label} is there, with {len(base.seeds)} seed(s)."
     by_verdict: dict[str, list[str]] = {}
     for arm in others:
         by_verdict.setdefault(arm.verdict, []).append(arm.label)

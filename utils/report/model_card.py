@@ -39,8 +39,7 @@ model.sample(16)  # (16, C, H, W) in [-1, 1]
 
 {_markdown(score_table(record))}
 
-`iwae` is in expectation an upper bound on −log p(x); `published` is what the paper's code
-computes, and is no bound. ± is the half-width of a 95 % interval over the images.
+{_estimators(record)}± is the half-width of a 95 % interval over the images.
 
 {_markdown(layer_table(record))}
 {report}"""
@@ -56,6 +55,12 @@ def front_matter(record: ScoreRecord, license: str) -> dict[str, Any]:
         "tags": ["vae", "hierarchical-vae", "posterior-collapse", "diffusion-prior"],
         "model-index": [{"name": record.name, "results": [_results(record)]}],
     }
+
+
+def _estimators(record: ScoreRecord) -> str:
+    """What the record's estimators are, a line each."""
+    names = [e.estimator for e in record.likelihoods if e.estimator in ESTIMATORS]
+    return "".join(f"`{name}`: {ESTIMATORS[name].description}.\n" for name in names)
 
 
 def _results(record: ScoreRecord) -> dict[str, Any]:

@@ -8,8 +8,6 @@ on the Hugging Face Hub, fetched by its own client.
 import re
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from utils.errors import ConfigError
@@ -45,6 +43,8 @@ def is_on_hub(source: str) -> bool:
 
 def write_model(folder: Path, weights: dict[str, Tensor], config: dict, progress: dict) -> None:
     """Write weights and settings; these must hold no secrets."""
+    from safetensors.torch import save  # training and measuring do without the package
+
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     (folder / WEIGHTS).write_bytes(save(dense, metadata={"format": "pt"}))
     record = {"format": FORMAT, "schema": SCHEMA, "weights_sha256": sha256(folder / WEIGHTS)}
@@ -59,6 +59,9 @@ def read_model(path: Path, setting: str) -> dict:
     Raises:
         ValueError: if a file is missing, damaged, or another than was written.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     source, config = f"{setting}={path.parent}", path.with_name(CONFIG)
     for file in (path, config):
         if not file.is_file():

@@ -9,7 +9,9 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 
 from utils.errors import ConfigError
+from utils.evaluation.compared_runs import sampled_as
 from utils.evaluation.record import conditions
+from utils.evaluation.scoring import PROTOCOL
 from utils.report.matrix_cells import ESTIMATOR, CellRun, Report, read_cell
 from utils.runs.access import is_locked
 from utils.runs.folder import RESULTS
@@ -17,6 +19,7 @@ from utils.settings.command_line import Command
 from utils.settings.composition import compose, composed_settings
 from utils.settings.identity import leaves, run_name
 from utils.settings.schema import Settings
+from utils.settings.schema.model import Model
 from utils.settings.schema.task import MatrixTask
 from utils.settings.trust import CONFIGS
 
@@ -44,6 +47,7 @@ class Cell:
     seed: int
     folder: Path
     task: MatrixTask
+    model: Model
 
     @property
     def name(self) -> str:
@@ -70,23 +74,34 @@ class Cell:
 
     def _as_asked(self, report: Report) -> bool:
         images = min(self.task.mi_images, report.bound.images)
-        return report.conditions == conditions(self.task) and report.information_images == images
+        same = (conditions(self.task), images) == (report.conditions, report.information_images)
+        return same and sampled_as(report, self.model)
 
 
 def plan(command: Command) -> list[Cell]:
     """The cells, seed by seed: a matrix that was interrupted has all arms for the first seeds.
 
     Raises:
-        ConfigError: if an arm is unknown, or the experiment cannot take it.
+        ConfigError: if an arm is unknown, the experiment cannot take it, or its scores would not
+            compare with the others'.
     """
-    task, cells = command.task, {}
+    task, cells, kinds = command.task, {}, {}
     composed = [(arm, compose(list(arm.overrides))) for arm in arms(command)]
     for seed in task.seeds:
         for arm, config in composed:
             config.train.seed = seed
             settings = _settings(arm, config)
             folder = Path(settings.runs_dir, run_name(settings)).absolute()
-            cells.setdefault(folder, Cell(arm, seed, folder, task))  # none + context is context
+            cell = Cell(arm, seed, folder, task, settings.model)
+            cells.setdefault(folder, cell)  # none + context is context
+            kinds.setdefault((settings.model.is_k, PROTOCOL[settings.model.likelihood]), arm.label)
+    if len(kinds) > 1:
+        (first, label), (second, other) = list(kinds.items())[:2]
+        raise ConfigError(
+            f"{label} would be scored with model.is_k={first[0]} ({first[1]}), {other} with "
+            f"model.is_k={second[0]} ({second[1]}), which do not compare: give the command one "
+            "model.is_k and one model.likelihood."
+        )
     return list(cells.values())
 
 

@@ -69,10 +69,11 @@ def export(command: Command, processes: Processes) -> None:
 def _own_scores(trained: Trained) -> Path | None:
     """The file with the scores that the run ended with, where they are what is asked for.
 
-    They are of the test split and this checkpoint, with the report beside them if that is wanted.
+    They are of the whole test split and this checkpoint; the report is beside them if it is wanted.
     """
     task, path = trained.settings.task, trained.output / f"{RESULTS}.json"
-    if task.split != "test" or not (path.exists() and path.with_suffix(".npz").exists()):
+    whole_test = task.split == "test" and task.num_images is None
+    if not whole_test or not (path.exists() and path.with_suffix(".npz").exists()):
         return None
     record = ScoreRecord.read(path)
     if task.report and not has_report(record, report_folder(trained.output, "test")):
