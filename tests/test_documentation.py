@@ -33,6 +33,8 @@ ELSEWHERE = {  # how a command begins that is not checked here -> why
     "python docs/tour.py": "a test of this file runs it whole",
     "python -m tests.runs.test_published": "needs published checkpoints; its slow tests compare",
     "python -m docs.results.": "tests/report/test_results.py calls them",
+    "python docs/pictures/draw.py": "tests/report/test_results.py calls it",
+    "python -m docs.pictures.kept_top": "needs MNIST; it writes a picture and returns nothing",
     "python -m utils.report.matrix_page": "tests/report/test_matrix.py calls it",
     "PYTHONPATH=. python run_experiment.py --config-dir": "tests/test_extending.py runs them whole",
     "mpirun --hostfile": "Open MPI's options; what they start is said before",

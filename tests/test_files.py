@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from utils.files import atomic_write, write_arrays, write_json
+from utils.errors import ConfigError
+from utils.files import atomic_write, read_arrays, read_json, write_arrays, write_json
 from utils.tracking.sinks import LocalSink
 
 NOISE = np.random.default_rng(0).random(3000)  # 24 kB, which compress little
@@ -94,3 +95,43 @@ def test_killed_while_a_report_is_written_its_files_are_whole(tmp_path):
     assert found.returncode == 0, found.stderr
     lines = found.stdout.splitlines()
     assert len(lines) > 60 and set(lines) == {"page.html True", "layers.png True"}
+
+
+def test_a_record_is_a_file_of_a_records_size(tmp_path, monkeypatch):
+    """A pipe would be waited for, and a device never ends."""
+    pipe, device = tmp_path / "pipe.json", tmp_path / "device.json"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    large = write_json(tmp_path / "large.json", {"x": "x" * 100})
+    monkeypatch.setattr("utils.files.MAX_RECORD", 100)
+    for path in (pipe, device, large):
+        with pytest.raises(ConfigError, match=f"{path.name} is a pipe or a device, or larger"):
+            read_json(path, "remove it")
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json", "remove it")
+
+
+def test_arrays_of_a_damaged_file_are_one_error(tmp_path):
+    """Whatever a reader makes of it: zlib's, a key's, a type's."""
+    path = write_arrays(tmp_path / "a.npz", {"x": NOISE, "y": NOISE[:7]})
+    whole = path.read_bytes()
+    assert set(read_arrays(path)) == {"x", "y"}
+    for place in range(0, len(whole), len(whole) // 60):
+        path.write_bytes(whole[:place] + bytes(8) + whole[place + 8 :])
+        try:
+            read_arrays(path)
+        except ValueError as error:
+            assert str(error)
+    for content in (b"", b"PK", whole[:100]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError):
+            read_arrays(path)
+    with pytest.raises(ValueError, match="No such file"):
+        read_arrays(tmp_path / "none.npz")
+
+
+def test_arrays_take_no_more_memory_than_figures_can(tmp_path):
+    path = write_arrays(tmp_path / "a.npz", {"x": np.zeros(10_000_000)})
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ValueError, match="unpacks to far more than its size"):
+        read_arrays(path)

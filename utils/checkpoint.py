@@ -170,7 +170,7 @@ def content(path: Path, setting: str = "checkpoint", unsafe: bool = False) -> di
 
 def content_and_digest(path: Path) -> tuple[dict, str]:
     """What is in a file, and its SHA-256: a run under way may replace it while it is read."""
-    digest = file_digest(path)
+    digest = file_digest(path) if path.is_file() else ""  # `content` says what is missing
     while True:
         found, before = content(path), digest
         if (digest := file_digest(path)) == before:

@@ -7,17 +7,22 @@ import math
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+from zipfile import ZipFile
 
 import numpy as np
 
 from utils.errors import ConfigError
+from utils.terminal import one_line
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
+MAX_RECORD = 500_000_000  # bytes of a record of text: a long run's metrics.jsonl is the largest
+MAX_RATIO = 100  # of an .npz file's arrays to the file, whose figures pack to a half or so
 STALE = 3600.0  # seconds without a byte, after which nobody is writing such a file any more
 NO_ROOM = "make room on that disk, and repeat the command"
 REMEDIES = {
@@ -188,19 +193,50 @@ def write_json(path: Path, content: dict) -> Path:
     return atomic_write(path, lambda file: file.write(text.encode()))
 
 
+def read_text(path: Path, errors: str = "strict") -> str:
+    """The text of a record, whoever wrote it; errors: as for `open`.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is a pipe or a device, larger than any record, or no UTF-8.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_RECORD:
+        raise ValueError(f"{path} is a pipe or a device, or larger than any record of a run")
+    return path.read_text(encoding="utf-8", errors=errors)
+
+
 def read_json(path: Path, remedy: str) -> dict:
     """The content of a JSON file that holds a mapping.
 
     Raises:
+        FileNotFoundError: if it is not there.
         ConfigError: if it does not, because it was cut short or is another file; says the remedy.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a whole JSON file ({error}): {remedy}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__} instead of a record: {remedy}.")
     return content
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, which take no more memory than such figures can.
+
+    Raises:
+        ValueError: if it is missing, damaged, or unpacks to far more than its size.
+    """
+    try:
+        with ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > MAX_RATIO * path.stat().st_size:
+            raise ValueError("it unpacks to far more than its size")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # a damaged file can make a reader raise anything
+        raise ValueError(one_line(error)) from error
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> Path:

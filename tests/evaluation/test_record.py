@@ -37,7 +37,7 @@ FULL = {
         "active_high": [1, 9],
         "collapsed": [3, 0],
     },
-    "active_by_threshold": [20, 9, 0],
+    "active_by_threshold": [20] * 24 + [9] * 25,
     "likelihoods": [
         {
             "estimator": "iwae",
@@ -95,6 +95,16 @@ def test_files_of_earlier_versions_are_read(tmp_path):
         (json.dumps(FULL).replace("[3, 0]", "[3]"), r"\(bound.collapsed has 1 layers of 2\)"),
         (json.dumps({**FULL, "metrics": {"own": [0.5]}}), r"\(metrics.own has 1 layers of 2\)"),
         ("[" * 100_000, "is not a whole JSON file"),
+        (json.dumps({**FULL, "seed": 0}).replace('"seed": 0', f'"seed": {"9" * 5000}'), "whole"),
+        (json.dumps({**FULL, "split": "x/../../private"}), r"\(split: Input should be 'train'"),
+        (json.dumps({**FULL, "name": "\x1b[31m"}), r"\(name: "),
+        (json.dumps({**FULL, "name": "\ud800"}), r"\(name: "),
+        (json.dumps({**FULL, "name": "a" * 201}), r"\(name: String should have at most 200"),
+        (json.dumps({**FULL, "dataset": "a\n# b"}), r"\(dataset: "),
+        (json.dumps({**FULL, "dims": 0}), r"\(dims: "),
+        (json.dumps({**FULL, "dims": 10**400}), r"\(dims: "),
+        (json.dumps(FULL).replace("[4, 16]", "[0, 16]"), r"\(bound.elements.0: "),
+        (json.dumps({**FULL, "active_by_threshold": [1]}), r"\(active_by_threshold: List should"),
     ],
 )
 def test_a_cut_or_foreign_file_is_named_with_the_remedy(tmp_path, text, complaint):

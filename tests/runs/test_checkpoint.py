@@ -352,17 +352,58 @@ def test_no_run_goes_on_from_a_file_without_settings(tmp_path, config):
 
 def test_a_pickle_that_grows_by_its_own_calls_is_refused_before_they_are_made(tmp_path):
     """Each call of hex_codec doubles its bytes: thirty would make a hundred gigabytes."""
-    path = tmp_path / "growing.pth"
     calls = b"c_codecs\nencode\nq\x00(X\x01\x00\x00\x00aX\x06\x00\x00\x00latin1tRq\x01"
     calls += 30 * b"0h\x00(h\x01X\x09\x00\x00\x00hex_codectRq\x01"
+    path = with_pickle(tmp_path / "growing.pth", calls)
+    with pytest.raises(ValueError, match="holds more than tensors and plain containers"):
+        checkpoints.read(path)
+
+
+@pytest.mark.parametrize(
+    "named", [b"cbuiltins\nset\n", b"ctorch\nSize\n", b"ccollections\nCounter\n"]
+)
+def test_a_pickle_that_copies_a_long_list_many_times_is_refused(tmp_path, named):
+    """Six bytes for each copy of 50,000 numbers."""
+    numbers = b"(" + 50_000 * b"K\x07" + b"tq\x01"
+    few = b"]q\x05(" + numbers + named + b"q\x02h\x01\x85R" + b"e"
+    assert checkpoints.read(with_pickle(tmp_path / "few.pth", b"}X\x01\x00\x00\x00a" + few + b"s"))
+    again = b"(" + 200 * b"h\x02h\x01\x85R" + b"t"
+    many = with_pickle(tmp_path / "many.pth", numbers + named + b"q\x02" + again)
+    with pytest.raises(ValueError, match="it copies what it holds many times over"):
+        checkpoints.read(many)
+
+
+def with_pickle(path, opcodes):
+    """A checkpoint's archive with a pickle of these opcodes."""
     torch.save({}, path)
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in entries.items():
-            archive.writestr(name, b"\x80\x02" + calls + b"." if "data.pkl" in name else data)
-    with pytest.raises(ValueError, match="holds more than tensors and plain containers"):
-        checkpoints.read(path)
+            archive.writestr(name, b"\x80\x02" + opcodes + b"." if "data.pkl" in name else data)
+    return path
+
+
+@pytest.mark.parametrize("progress", [[1], "x", {"epoch": "x"}, {"epoch": None}, {"best": [1]}])
+def test_a_files_progress_is_numbers(tmp_path, progress):
+    path = tmp_path / "odd.pth"
+    torch.save({"format": checkpoints.FORMAT, "schema": 1, "progress": progress}, path)
+    with pytest.raises(ValueError, match=r"is damaged .its progress is"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("name", ["", "run", "gone.pth", "pretrained/digits_dct_lader"])
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path, name):
+    """The parent folder of runs, a run without a checkpoint, a slip of the pen."""
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match=r"is not a file: name a .pth file or a run's folder"):
+        checkpoint.content_and_digest(checkpoint.locate(tmp_path / name))
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(ValueError, match="is not a file"):
+        checkpoint.content_and_digest(tmp_path / "pipe.pth")
 
 
 def test_an_endless_value_is_told_by_its_type(tmp_path):

@@ -14,7 +14,7 @@ from utils.files import copy_file
 from utils.processes.launch import Processes
 from utils.report.drawing import Drawing, save
 from utils.report.page import write_page
-from utils.runs.access import INNER, results_folder
+from utils.runs.access import INNER, check_no_links, results_folder
 from utils.runs.folder import RunFolder
 from utils.tracking.sinks import METRICS, LocalSink
 
@@ -83,7 +83,7 @@ def test_a_link_in_a_files_place_is_not_written_through(run, tmp_path):
 def test_a_folder_that_leads_elsewhere_is_refused(run, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
-    for name in (*INNER, ""):
+    for name in (*INNER, "ood_digits", "latents_test", ""):
         link = planted(run.path / name, outside)
         with pytest.raises(ConfigError, match="is a symbolic link, so nothing was written") as told:
             write_everything(run)
@@ -91,6 +91,22 @@ def test_a_folder_that_leads_elsewhere_is_refused(run, tmp_path):
         with pytest.raises(ConfigError, match=r"name a folder by task\.output="):
             results_folder(None, run.path)
         assert results_folder(str(link), run.path) == link  # named by the user
+        link.unlink()
+
+
+def test_nothing_is_shared_through_a_link(run, tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    logs = run.path / "wandb" / "offline-run-1" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "secret.txt")  # as W&B itself makes them
+    (run.path / "wandb" / "latest-run").symlink_to("offline-run-1")
+    check_no_links(run.path)
+    for name in ("results.npz", "figures/a.png", "report/logs/report.html", "report/pictures"):
+        link = run.path / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(tmp_path / "secret.txt")
+        with pytest.raises(ConfigError, match=f"{name} is a symbolic link out of its folder"):
+            check_no_links(run.path)
         link.unlink()
 
 

@@ -8,7 +8,7 @@ from tests.runs.test_checkpoint import step_state
 from tests.runs.test_runs import folder
 from utils.errors import ConfigError
 from utils.runs.folder import RunFolder
-from utils.runs.stored import find_run, read_run
+from utils.runs.stored import expand_pattern, find_run, read_run
 
 pytestmark = pytest.mark.usefixtures("own_log")
 DAMAGED = ("", '{"wand', "5", "[]", '{"wandb_id": 5}', "[" * 100_000, "\0\xff")
@@ -64,7 +64,16 @@ def test_the_environment_gives_no_two_runs_one_id(tmp_path, monkeypatch):
         assert other.wandb_id != "given"
 
 
-@pytest.mark.parametrize("text", [None, "a: [", "\x80\xff"])
+def test_a_name_that_is_there_is_no_pattern(tmp_path, monkeypatch):
+    for name in ("q[1]", "q1", "q2"):
+        (tmp_path / name).mkdir()
+    assert expand_pattern(f"{tmp_path}/q[1]") == [f"{tmp_path}/q[1]"]
+    assert expand_pattern(f"{tmp_path}/q[2]") == [f"{tmp_path}/q2"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_pattern("~/q?") == [f"{tmp_path}/q1", f"{tmp_path}/q2"]
+
+
+@pytest.mark.parametrize("text", [None, "a: [", "\x80\xff", "!!bool x", '!!int ""'])
 def test_settings_that_cannot_be_read_are_named_with_the_remedy(tmp_path, text):
     run = trained(tmp_path)
     path = run.path / "config.yaml"

@@ -234,7 +234,12 @@ def test_words_that_set_nothing(words, told):
         check_words(words)
 
 
-@pytest.mark.parametrize("path", ["/d/ü=3.pth", "/it's=1", "/a=\\'b\\", "/=", "/a = b, c"])
+AWKWARD = ("/t/a (copy)", "~/x", '/a [1] {2}; <3> & "4" #5 !6 `7`')
+
+
+@pytest.mark.parametrize(
+    "path", ["/d/ü=3.pth", "/it's=1", "/a=\\'b\\", "/=", "/a = b, c", *AWKWARD]
+)
 def test_paths_need_no_quotes(path):
     words = [f"checkpoint={path}", f"runs_dir={path}"]
     check_words(words)
@@ -245,6 +250,7 @@ def test_paths_need_no_quotes(path):
 def test_words_that_are_fine_stay():
     words = ["-m", "--config-dir", "mine", "experiment=a,b", "train/optimizer=adam", "~train.x"]
     words += ["train.optimizer={lr: 1e-3}", "train.scheduler=null", "runs=[a,b]", "checkpoint=a,ü"]
+    words += ["experiment=glob(*)", "train.seed=range(1,5)", "wandb.notes=str(1)"]
     before = list(words)
     check_words(words)
     assert words == before

@@ -20,6 +20,7 @@ for at least 1 − δ of the images.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, Field
@@ -34,6 +35,8 @@ EPSILONS = tuple(10.0 ** (k / 4) for k in range(-16, 5))  # 1e-4 … 10 nats
 EPSILON, DELTA = 0.01, 0.01  # of the collapsed units in tables
 MIXED = 0.05  # a mixed unit's KL is under ε, and over it, for at least this share of the images
 Z_95 = 1.959964  # half-width of a 95 % interval in standard errors
+Amount = Annotated[int, Field(ge=0, le=2**53)]  # which a float holds exactly
+Number = Annotated[Amount, Field(ge=1)]
 MOMENTS = 8  # sums from which a unit's variance and its standard error follow
 
 
@@ -46,18 +49,18 @@ def posterior_samples_for(images: int) -> int:
 class CollapseReport(BaseModel, frozen=True, defer_build=True, populate_by_name=True):
     """Means over all images; lists are per layer from the top."""
 
-    images: int
-    posterior_samples: int = Field(alias="passes")  # per image; the files' key is `passes`
+    images: Number
+    posterior_samples: Number = Field(alias="passes")  # per image; the files' key is `passes`
     reconstruction: float  # nats per image
     nelbo: float  # nats per image
     nelbo_se: float  # standard error over images
     kl: list[float]  # nats per image
     kl_se: list[float]
-    elements: list[int]  # latent elements per layer
-    active: list[int]  # active ones per layer
-    active_low: list[int]  # without those whose 95 % interval includes the threshold
-    active_high: list[int]  # with all whose 95 % interval includes it
-    collapsed: list[int]  # (ε, δ)-collapsed ones
+    elements: list[Number]  # latent elements per layer
+    active: list[Amount]  # active ones per layer
+    active_low: list[Amount]  # without those whose 95 % interval includes the threshold
+    active_high: list[Amount]  # with all whose 95 % interval includes it
+    collapsed: list[Amount]  # (ε, δ)-collapsed ones
 
     @property
     def kl_share(self) -> list[float]:

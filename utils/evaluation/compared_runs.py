@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from utils import checkpoint
 from utils.errors import ConfigError
 from utils.evaluation.collapse import CollapseReport
 from utils.evaluation.record import REMEDY, ScoreRecord, conditions
-from utils.files import file_digest
+from utils.files import file_digest, read_arrays
 from utils.runs import exported
 from utils.runs.folder import RESULTS
 from utils.runs.stored import expand_pattern
@@ -135,9 +134,8 @@ def read_run(path: Path) -> Run:
     """
     record, arrays_path = ScoreRecord.read(path), path.with_suffix(".npz")
     try:
-        with np.load(arrays_path) as arrays:
-            per_image = {name: arrays[name] for name in arrays.files}
-    except (BadZipFile, ValueError, EOFError) as error:
+        per_image = read_arrays(arrays_path)
+    except ValueError as error:
         raise ConfigError(f"{arrays_path} is damaged ({error}): {REMEDY}.") from error
     run = Run(record, per_image)
     if not _belong_together(run):  # as when an evaluation was killed between the two files
@@ -149,8 +147,9 @@ def _belong_together(run: Run) -> bool:
     """Whether the per-image figures are those that the record has the averages of."""
     images, arrays = run.bound.images, run.per_image
     shapes = {f"nll_{estimate.estimator}": (images,) for estimate in run.record.likelihoods}
-    shapes |= {"nelbo": (images,), "kl": (images, len(run.bound.kl))}
-    if any(name not in arrays or arrays[name].shape != shape for name, shape in shapes.items()):
+    shapes |= {"nelbo": (images,), "reconstruction": (images,), "kl": (images, len(run.bound.kl))}
+    found = {name: array.shape for name, array in arrays.items() if array.dtype.kind == "f"}
+    if any(found.get(name) != shape for name, shape in shapes.items()):
         return False
     means = [arrays[f"nll_{estimate.estimator}"].mean() for estimate in run.record.likelihoods]
     recorded = [estimate.nll for estimate in run.record.likelihoods]

@@ -1,18 +1,20 @@
 """The record of a score: what results.json and <split>_scores.json hold, typed."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from model.objective import bits_per_dim
 from utils.errors import ConfigError
 from utils.evaluation.bound import NllEstimate
-from utils.evaluation.collapse import CollapseReport
+from utils.evaluation.collapse import THRESHOLDS, Amount, CollapseReport, Number
 from utils.evaluation.quality import ImageQuality
 from utils.files import read_json
-from utils.settings.schema.task import EvaluationTask
+from utils.settings.kinds import accepts
+from utils.settings.schema.task import EvaluationTask, Split
 
+Shown = Annotated[str, Field(max_length=200), accepts(str.isprintable)]  # a text on pages
 REMEDY = "remove it, and evaluate the checkpoint again (training does so itself, else task=test)"
 
 
@@ -38,21 +40,23 @@ class ScoreRecord(BaseModel, frozen=True, defer_build=True):
     without a user's metrics lack `metrics`.
     """
 
-    name: str
+    name: Shown
     seed: int  # train.seed
     code: str | None = None  # the commit
     parameters: dict[str, int] = {}
     checkpoint: str
     checkpoint_digest: str = ""
-    dataset: str
-    split: str
+    dataset: Shown
+    split: Split
     images_digest: str
     protocol: str  # what −log p(x) is a likelihood of
     conditions: dict[str, int | str] | None = Field(None, exclude_if=lambda value: value is None)
-    dims: int
+    dims: Number
     context: bool  # whether layer 0 is a context
     bound: CollapseReport
-    active_by_threshold: list[int]  # active units of all layers, over each of THRESHOLDS
+    active_by_threshold: Annotated[  # active units of all layers, over each of these
+        list[Amount], Field(min_length=len(THRESHOLDS), max_length=len(THRESHOLDS))
+    ]
     likelihoods: list[NllEstimate]
     quality: ImageQuality | None = None
     metrics: dict[str, list[float]] = Field({}, exclude_if=lambda metrics: not metrics)

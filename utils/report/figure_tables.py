@@ -7,7 +7,6 @@ thumbnails.npz in a run's folder has what the second needs beside the scores: id
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from datasets.loaders import EvaluationBatches, evenly_spaced
 from utils.errors import ConfigError
 from utils.evaluation.compared_runs import read_run
 from utils.evaluation.record import ScoreRecord
-from utils.files import write_arrays
+from utils.files import read_arrays, write_arrays
 from utils.report.content import Estimate, LayerReport, ReportContent
 from utils.runs.folder import RESULTS
 from utils.table import Table
@@ -35,9 +34,8 @@ def tables_in(folder: Path) -> list[FigureTable]:
     run = read_run(folder / f"{RESULTS}.json")
     record = report_of(run.record, folder / "report" / "report.json")
     try:
-        with np.load(folder / THUMBNAILS) as arrays:
-            thumbnails = dict(arrays)
-    except (OSError, ValueError, BadZipFile):  # of an earlier version there are none
+        thumbnails = read_arrays(folder / THUMBNAILS)
+    except ValueError:  # of an earlier version there are none
         thumbnails = {}
     return score_tables(record, run.per_image, thumbnails)
 

@@ -35,8 +35,9 @@ DECADES = 3  # of the KL maps' colours
 
 
 def draw_kl(rows: Sequence[dict]) -> Drawing:
-    """KL per layer over the epochs in metrics.jsonl's rows."""
+    """KL per layer over the epochs in metrics.jsonl's rows, without any that lack a layer's."""
     keys = sorted((k for k in rows[-1] if k.startswith("collapse/kl_")), key=_layer)
+    rows = [row for row in rows if all(isinstance(row.get(key), (int, float)) for key in keys)]
     epochs = [row["epoch"] for row in rows]
     curves = [[row[key] for row in rows] for key in keys]
 

@@ -21,6 +21,7 @@ INNER = (
     "report_validation",
     "tensorboard",
     "wandb",
+    "wandb/evaluations",
 )  # folders in a run's
 
 
@@ -30,7 +31,10 @@ def check_own(folder: Path, remedy: str = "rename it, or set another runs_dir=â€
     Raises:
         ConfigError: otherwise: nothing is written there.
     """
-    for path in (folder, *(folder / name for name in INNER)):
+    inner = {folder / name for name in INNER}
+    if folder.is_dir() and not folder.is_symlink():
+        inner |= {path for path in folder.iterdir() if not path.is_file()}  # files are replaced
+    for path in (folder, *sorted(inner)):
         if path.is_symlink():
             trouble = "is a symbolic link"
         elif path.exists() and not _is_own(path):
@@ -38,6 +42,24 @@ def check_own(folder: Path, remedy: str = "rename it, or set another runs_dir=â€
         else:
             continue
         raise ConfigError(f"{path} {trouble}, so nothing was written there: {remedy}.")
+
+
+def check_no_links(folder: Path) -> None:
+    """Nothing in a folder is a link out of it: of a stranger's run, that would be a file of ours.
+
+    W&B's own links to its logs, which nothing uploads, are left alone.
+
+    Raises:
+        ConfigError: naming the first: nothing is shared.
+    """
+    own = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        if "wandb" in path.relative_to(folder).parts[:1] and path.parent.name == "logs":
+            continue
+        if path.is_symlink() and not path.resolve().is_relative_to(own):
+            raise ConfigError(
+                f"{path} is a symbolic link out of its folder, so nothing was shared: remove it."
+            )
 
 
 def results_folder(named: str | None, own: Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from utils.files import partial_path, replace, sha256, verified_write, write_json
+from utils.files import partial_path, read_text, replace, sha256, verified_write, write_json
 from utils.runs.tensors import check_finite, check_separate, load_tensors, tensors_in
 from utils.settings.kinds import is_number_of_threads, is_path_component
 from utils.settings.trust import plain_data
@@ -81,7 +81,7 @@ def read_manifest(folder: Path) -> dict[str, list[dict]]:
     What is damaged in it is left out: the next save writes a new one.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = json.loads(read_text(folder / MANIFEST))
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
     stems = content.items() if isinstance(content, dict) else ()
@@ -133,6 +133,8 @@ def _check_resumable(content: dict, source: str) -> None:
     """
     if not is_own(content, source):
         raise ValueError(f"{source} is no checkpoint of this project: get a good copy.")
+    if not {"epoch", "step", "best"} <= (content.get("progress") or {}).keys():
+        raise ValueError(f"{source} is damaged (it has no progress): get a good copy.")
     config = content.get("config")
     if not (isinstance(config, dict) and isinstance(config.get("train", {}), dict)):
         raise ValueError(f"{source} is damaged (it holds no settings): get a good copy.")
@@ -200,7 +202,25 @@ def is_own(content: dict, source: str) -> bool:
             f"{source} was written by a newer version of this project (schema {schema}, this one "
             f"reads up to {SCHEMA}): update it."
         )
+    _check_progress(content.get("progress"), source)
     return True
+
+
+def _check_progress(progress: object, source: str) -> None:
+    """Where a file says how long it was trained, it says so in numbers.
+
+    Raises:
+        ValueError: if not.
+    """
+    if progress is None:
+        return
+    kinds = {"epoch": int, "step": int, "best": float}
+    if not isinstance(progress, dict) or any(
+        type(progress[name]) not in (kind, int) for name, kind in kinds.items() if name in progress
+    ):
+        raise ValueError(
+            f"{source} is damaged (its progress is {shown(progress)}): get a good copy."
+        )
 
 
 def download_cache() -> Path:

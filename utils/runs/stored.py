@@ -1,13 +1,14 @@
 """Runs as their folders tell of them: by pattern, by W&B id, with their settings."""
 
 import glob
+import os
 from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
 from utils.errors import ConfigError
-from utils.files import read_json
+from utils.files import read_json, read_text
 from utils.runs import checkpoints
 from utils.settings.identity import determining
 from utils.settings.trust import plain_data
@@ -15,8 +16,9 @@ from utils.terminal import one_line
 
 
 def expand_pattern(name: str) -> list[str]:
-    """The paths that match a glob pattern; any other name stands for itself."""
-    return sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+    """The paths that match a glob pattern; what is there under its name stands for itself."""
+    path = os.path.expanduser(name)
+    return sorted(glob.glob(path)) if glob.has_magic(name) and not os.path.exists(path) else [name]
 
 
 def read_run(folder: Path) -> tuple[Path, dict, str]:
@@ -82,8 +84,8 @@ def _settings_in(folder: Path) -> dict:
     """
     path = folder / "config.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path))
+    except Exception as error:  # what a damaged file makes the reader raise may be anything
         raise ConfigError(
             f"{path} is missing or damaged ({one_line(error)}): repeat the run's own command, "
             "which writes it anew."

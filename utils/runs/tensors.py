@@ -7,7 +7,7 @@ of any size, views that repeat a few bytes. Here a file's tensors take no more t
 import pickle
 import pickletools
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +30,12 @@ CALLED |= {"torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2"}
 CALLED |= {"torch._utils _rebuild_parameter", "torch device", "builtins set", "__builtin__ set"}
 CALLED |= {f"{module} {kind}Storage" for module in ("torch", "torch.cuda") for kind in STORAGES}
 CALLED |= {f"torch {name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+
+
+# Those of them that copy what they are given, which may be the same long list every time.
+COPYING = {"collections OrderedDict", "collections Counter", "torch Size"}
+COPYING |= {"builtins set", "__builtin__ set"}
+MAX_COPIED = 16_000_000  # bytes of a pickle, as many times as it names one of these
 
 
 def load_tensors(path: Path) -> object:
@@ -68,9 +74,42 @@ def _calls_of_archive(name: str, size: int) -> set[str]:
 
 
 def _calls(pickled: bytes | BinaryIO, count: int) -> set[str]:
-    """`module name` of every global in so many pickles, one after the other."""
-    opcodes = (opcode for _ in range(count) for opcode in pickletools.genops(pickled))
-    return {argument for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"}
+    """`module name` of every global in so many pickles, one after the other.
+
+    Raises:
+        ValueError: if what copies its arguments is called so often that it may fill the memory.
+    """
+    found = set()
+    for _ in range(count):
+        pushed, begin, end = [], None, 0
+        for name, end in _pushed(pickletools.genops(pickled)):
+            begin = end if begin is None else begin
+            pushed.append(name)
+        # A call without arguments, as for every tensor's hooks, copies nothing.
+        calls = zip(pushed, [*pushed[1:], ""], [*pushed[2:], "", ""], strict=False)
+        copies = sum(
+            name in COPYING and after != ["EMPTY_TUPLE", "REDUCE"] for name, *after in calls
+        )
+        if copies * (end - (begin or 0)) > MAX_COPIED:
+            raise ValueError("it copies what it holds many times over")
+        found |= {name for name in pushed if " " in name}
+    return found
+
+
+def _pushed(opcodes: Iterable[tuple]) -> Iterator[tuple[str, int]]:
+    """Every opcode's name and place; a global's own name where one is put on the stack.
+
+    Left out are those that only remember what is on top of the stack.
+    """
+    memo, top = {}, ""
+    for opcode, argument, place in opcodes:
+        if opcode.name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = top
+            continue
+        top = argument if opcode.name == "GLOBAL" else ""
+        if opcode.name in ("BINGET", "LONG_BINGET"):
+            top = memo.get(argument, "")
+        yield top or opcode.name, place
 
 
 def tensors_in(content: object) -> list[tuple[str, Tensor]]:

@@ -11,7 +11,10 @@ from utils.settings.trust import CONFIGS
 # Options of the command whose value is the next word.
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
 FLAGS_WITH_VALUE += ("--package", "-p", "--cfg", "-c", "--info", "-i", "--experimental-rerun")
-PLAIN = re.compile(r"[\x20-\x7e]*")  # of which Hydra's grammar makes something unquoted
+PLAIN = re.compile(r"[\w /\\+.$%*@?|:,-]*", re.ASCII)  # what Hydra's grammar takes unquoted
+FUNCTION = re.compile(  # of Hydra's, in a value
+    r"(int|float|bool|str|json_str|choice|range|interval|glob|sort|shuffle|tag|extend_list)\(.*\)"
+)
 
 
 def check_words(words: list[str]) -> None:
@@ -72,7 +75,8 @@ def _quoted(key: str, value: str) -> str:
         return (
             f"{key}='{value}'" if kind.accepts(value) and not kind.accepts(float(value)) else name
         )
-    if value[:1] in ("'", '"', "[", "{", "$") or (PLAIN.fullmatch(value) and "=" not in value):
+    as_it_is = value[:1] in ("'", '"', "[", "{", "$") or FUNCTION.fullmatch(value)
+    if as_it_is or PLAIN.fullmatch(value):
         return name
     inner = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
     quoted = "'" + re.sub(r"(\\+)$", r"\1\1", inner) + "'"

@@ -1,8 +1,8 @@
 """task=export: a model as a folder to share, which checkpoint=DIR loads."""
 
 import copy
+import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
@@ -18,7 +18,7 @@ from utils.report.content import ReportContent
 from utils.report.figure_tables import has_report
 from utils.report.model_card import model_card
 from utils.runs import exported
-from utils.runs.access import check_own
+from utils.runs.access import check_no_links, check_own
 from utils.runs.folder import RESULTS
 from utils.settings.command_line import Command
 from utils.settings.identity import without_secrets
@@ -45,7 +45,7 @@ def export(command: Command, processes: Processes) -> None:
         ConfigError: if the folder is not named, or there already.
     """
     target = Path(command.task.output or "").absolute()
-    if command.task.output is None or target.exists():
+    if command.task.output is None or os.path.lexists(target):
         trouble = "is not set" if command.task.output is None else "is there already"
         raise ConfigError(f"task.output={command.task.output} {trouble}: name a new folder.")
     trained = Trained.named(command, processes)
@@ -78,7 +78,8 @@ def _own_scores(trained: Trained) -> Path | None:
     record = ScoreRecord.read(path)
     if task.report and not has_report(record, report_folder(trained.output, "test")):
         return None
-    return path if record.checkpoint_digest == trained.digest else None
+    asked = (record.checkpoint_digest, record.split) == (trained.digest, "test")
+    return path if asked else None
 
 
 def _write(trained: Trained, scores: Path, folder: Path) -> None:
@@ -92,9 +93,8 @@ def _write(trained: Trained, scores: Path, folder: Path) -> None:
         write_json(folder / exported.RESULTS, public.to_json())
         report = report_folder(scores.parent, record.split)
         reported = trained.settings.task.report and report.is_dir()
-        arrays = scores.with_suffix(".npz")
-        _check_no_links([arrays, *(report.rglob("*") if reported else ())])
-        shutil.copy(arrays, folder / f"{RESULTS}.npz")
+        check_no_links(scores.parent)
+        shutil.copy(scores.with_suffix(".npz"), folder / f"{RESULTS}.npz")
         if reported:
             shutil.copytree(report, folder / "report")
             content = ReportContent.read(report / "report.json")
@@ -105,21 +105,14 @@ def _write(trained: Trained, scores: Path, folder: Path) -> None:
         (folder / exported.CARD).write_text(card, encoding="utf-8")
 
 
-def _check_no_links(paths: Iterable[Path]) -> None:
-    """Of a stranger's run, links would put other files of this machine into what is shared.
-
-    Raises:
-        ConfigError: where one is a link.
-    """
-    for path in paths:
-        if path.is_symlink():
-            raise ConfigError(f"{path} is a symbolic link, so nothing was exported: remove it.")
-
-
 def _public(record: ScoreRecord, settings: dict, digest: str) -> ScoreRecord:
-    """A record without what belongs to the machine that made it; of the exported weights' file."""
+    """A record of the exported weights' file, without what belongs to the machine that made it.
+
+    Its texts are those of the settings, which are checked.
+    """
     checkpoint = {"checkpoint": exported.WEIGHTS, "checkpoint_digest": digest}
-    return record.model_copy(update={"config": settings, **checkpoint})
+    names = {"name": settings["name"], "dataset": settings["dataset"]["name"]}
+    return record.model_copy(update={"config": settings, **checkpoint, **names})
 
 
 def public_settings(settings: Settings) -> dict:

@@ -5,11 +5,12 @@ from functools import partial
 from pathlib import Path
 
 from utils.errors import ConfigError
+from utils.evaluation.compared_runs import read_run as read_scores
 from utils.evaluation.record import ScoreRecord
 from utils.processes.launch import Processes
 from utils.report.figure_tables import has_report, tables_in
 from utils.runs import checkpoints
-from utils.runs.access import check_own, locked, log_to_file
+from utils.runs.access import check_no_links, check_own, locked, log_to_file
 from utils.runs.folder import RESULTS
 from utils.runs.stored import expand_pattern, read_run
 from utils.settings.check import check
@@ -63,6 +64,7 @@ def _sync_run(source: str, command: Command, processes: Processes, terminal: Ter
     settings = check({**recorded.plain, "wandb": wandb}, to_build=False)
     if processes.is_main:
         check_own(folder.resolve(), "upload it as the user who trained it")
+        check_no_links(folder)
         with locked(folder):
             log_to_file(folder / "run.log")
             name = bring_up_to_date(folder, settings, wandb_id)
@@ -80,6 +82,7 @@ def _sync_evaluation(
     if not processes.is_main:
         return
     check_own(folder.resolve(), "upload it as the user who made it")
+    check_no_links(folder)
     try:
         terminal.line(upload(folder, command.wandb_over({"setup": {}})["setup"]))
     except ConfigError:
@@ -104,6 +107,8 @@ def bring_up_to_date(folder: Path, settings: Settings, wandb_id: str) -> str:
     rows = LocalSink(folder / METRICS).rows()
     if not rows:
         raise ConfigError(f"run={folder} has recorded no epoch yet: train it first.")
+    if (results := folder / f"{RESULTS}.json").exists():
+        read_scores(results)  # what is damaged is not W&B's fault
 
     def session() -> WandbSink:
         run = (folder, folder.name, wandb_id, without_secrets(settings))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.files import atomic_write, explained, no_follow
+from utils.files import atomic_write, explained, no_follow, read_text
 
 log = logging.getLogger("ladder_vae")
 
@@ -92,7 +92,7 @@ class LocalSink(Sink):
         if not self.path.exists():
             return []
         rows = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_text(self.path, errors="replace").splitlines():
             row = _row(line)
             if row is None:
                 log.warning("%s has a line cut short, left out: %s", self.path, line[:40])
@@ -111,7 +111,7 @@ def _row(line: str) -> dict | None:
     """The row in a line of the log; None where it holds something else."""
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(row, dict) and type(row.get("epoch")) is type(row.get("step")) is int
     return row if whole else None

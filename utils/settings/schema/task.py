@@ -1,8 +1,9 @@
 """task: what to do, a group of settings for each."""
 
+import os
 from typing import Annotated, Literal, Union
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from model.estimators import ESTIMATORS
 from utils.settings.kinds import (
@@ -13,7 +14,7 @@ from utils.settings.schema.types import Count, Group, Seed, Text
 Split = Literal["train", "validation", "test"]
 NumImages = Count | None
 LICENSE = r"^[a-z0-9][a-z0-9.-]{0,40}$"  # as the Hub names them
-Output = Annotated[Text, Wanted("a folder")] | None
+Output = Annotated[Text, AfterValidator(os.path.expanduser), Wanted("a folder")] | None
 Estimators = list[Annotated[Text, Wanted(f"one of {', '.join(ESTIMATORS)}")]]
 Layers = (
     Annotated[
