@@ -82,6 +82,15 @@ def own_targets(run) -> list[tuple[str, str]]:
     return [(k, v) for k, v in targets(content["config"]) if v.startswith("tests.extending")]
 
 
+def test_the_readme_has_an_example_of_the_page():
+    """Its Python, its YAML file and its command, which the next test runs."""
+    page, readme = ((ROOT / name).read_text() for name in ("docs/extending.md", "README.md"))
+    blocks = re.findall(r"```(python|yaml|sh)\n(.*?)```", readme, re.S)
+    shown = [text for _, text in blocks if "MeanContext" in text or "context=mean" in text]
+    assert len(shown) == 3
+    assert all(text.removeprefix("import torch\n") in page for text in shown)
+
+
 @pytest.mark.slow
 def test_the_examples_of_the_page_train(tmp_path):
     """docs/extending.md: its Python, its YAML files and its commands, as they stand there."""

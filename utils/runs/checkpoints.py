@@ -133,8 +133,6 @@ def _check_resumable(content: dict, source: str) -> None:
     """
     if not is_own(content, source):
         raise ValueError(f"{source} is no checkpoint of this project: get a good copy.")
-    if not {"epoch", "step", "best"} <= (content.get("progress") or {}).keys():
-        raise ValueError(f"{source} is damaged (it has no progress): get a good copy.")
     config = content.get("config")
     if not (isinstance(config, dict) and isinstance(config.get("train", {}), dict)):
         raise ValueError(f"{source} is damaged (it holds no settings): get a good copy.")

@@ -87,7 +87,7 @@ def _check_finished(last: Path, epochs: int, source: str) -> None:
     Raises:
         ConfigError: before.
     """
-    done = newest(last)[0]["progress"]["epoch"]
+    done = (newest(last)[0].get("progress") or {}).get("epoch", 0)
     if done < epochs:
         raise ConfigError(
             f"{source} is at epoch {done} of {epochs}: finish it first, without train.max_epochs."
