@@ -57,9 +57,9 @@ def kl_per_layer(chosen: dict[str, list[dict]], dataset: str, epochs: int, text:
     step = tick_step(highest)
     top = step * (int(highest / step) + 1)
     parts = [panel(i, title, runs, top, step) for i, (title, runs) in enumerate(chosen.items())]
-    fewest, most = (end(map(len, chosen.values())) for end in (min, max))
-    over = "of one seed" if most == 1 else f"over {fewest} to {most} seeds"
-    over = over.replace(f"{most} to {most}", f"{most}")
+    counts = sorted({len(runs) for runs in chosen.values()})
+    seeds = " to ".join(str(count) for count in (counts[0], counts[-1])[: len(counts)])
+    over = "of one seed" if counts == [1] else f"over {seeds} seeds"
     title = f"KL of each latent layer {over}: {dataset}, {epochs} epochs"
     return svg(title, text, "".join(parts), rows=(len(chosen) + 1) // 2)
 

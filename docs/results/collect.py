@@ -87,7 +87,7 @@ def changed_settings(record: ScoreRecord) -> dict[str, str]:
     follows = [
         key
         for key, source in DERIVED.items()
-        if key in changed and source in changed and changed[key] == changed[source]
+        if key in changed and changed[key] == changed.get(source, ...)
     ]
     text = {key: json.dumps(v, separators=(",", ":")) for key, v in changed.items()}
     return {"experiment": record.name} | {

@@ -113,7 +113,7 @@ def commands(results: Results) -> str:
         seeds = ",".join(map(str, arm.seeds))
         sweep = "-m " if len(arm.seeds) > 1 else ""
         lines.append(f"python run_experiment.py {sweep}{' '.join(words)} train.seed={seeds}")
-    return "\n".join(block(lines))
+    return block(lines)
 
 
 def more_scores(results: Results) -> list[str]:
@@ -129,12 +129,12 @@ def more_scores(results: Results) -> list[str]:
             )
             folders = ",".join(f"runs/{run.run}/{place}" for run in results.trained)
             lines.append(f"python run_experiment.py task=compare 'runs=[{folders}]'")
-    return ["For each run, and then all of them:", *block(lines)] if lines else []
+    return ["For each run, and then all of them:", block(lines)] if lines else []
 
 
-def block(lines: Sequence[str]) -> list[str]:
+def block(lines: Sequence[str]) -> str:
     """Commands in Markdown."""
-    return ["\n".join(["```bash", *lines, "```"])]
+    return "\n".join(["```bash", *lines, "```"])
 
 
 def curve_title(results: Results) -> str:

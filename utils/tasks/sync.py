@@ -107,8 +107,8 @@ def bring_up_to_date(folder: Path, settings: Settings, wandb_id: str) -> str:
     rows = LocalSink(folder / METRICS).rows()
     if not rows:
         raise ConfigError(f"run={folder} has recorded no epoch yet: train it first.")
-    if (results := folder / f"{RESULTS}.json").exists():
-        read_scores(results)  # what is damaged is not W&B's fault
+    results = folder / f"{RESULTS}.json"
+    record = read_scores(results).record if results.exists() else None  # damaged: not W&B's fault
 
     def session() -> WandbSink:
         run = (folder, folder.name, wandb_id, without_secrets(settings))
@@ -124,7 +124,7 @@ def bring_up_to_date(folder: Path, settings: Settings, wandb_id: str) -> str:
     try:
         upload_records(folder, caught_up)
         sink = session()
-        _send(sink, folder, rows)
+        _send(sink, folder, rows, record)
         sink.check_arrival()
     except Exception as error:
         raise ValueError(
@@ -134,13 +134,12 @@ def bring_up_to_date(folder: Path, settings: Settings, wandb_id: str) -> str:
     return sink.path
 
 
-def _send(sink: WandbSink, folder: Path, rows: list[dict]) -> None:
-    """What a run sends, in the order in which it does."""
+def _send(sink: WandbSink, folder: Path, rows: list[dict], record: ScoreRecord | None) -> None:
+    """What a run sends, in the order in which it does; record: of a finished one."""
     sink.begin(rows)
-    results, now = folder / f"{RESULTS}.json", (rows[-1]["epoch"], rows[-1]["step"])
-    if results.exists():
+    now = (rows[-1]["epoch"], rows[-1]["step"])
+    if record is not None:
         sink.trained(rows[-1]["step"])
-        record = ScoreRecord.read(results)
         sink.summary(record.tracker_values())
         sink.pictures(sorted((folder / "figures").glob("*.png")), *now)
         page = folder / "report" / "report.html"
@@ -152,4 +151,4 @@ def _send(sink: WandbSink, folder: Path, rows: list[dict]) -> None:
         path = folder / "checkpoints" / f"{name}.pth"
         if path.exists():
             sink.checkpoint(name, path, checkpoints.metadata(checkpoints.read(path)))
-    sink.close(failed=not results.exists())
+    sink.close(failed=record is None)
